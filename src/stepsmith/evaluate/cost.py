@@ -1,0 +1,80 @@
+"""What a step costs: seconds of the gradient and of each optimizer, timed in turn."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Mapping
+
+import torch
+from torch import Tensor
+
+from stepsmith.tasks.base import Task
+
+MakeOptimizer = Callable[[Iterable[Tensor]], torch.optim.Optimizer]
+
+
+def seconds_per_step(
+    task: Task,
+    optimizers: Mapping[str, MakeOptimizer],
+    *,
+    rounds: int = 15,
+    steps: int = 5,
+    seed: int = 0,
+) -> dict[str, list[tuple[float, float]]]:
+    """Time whole training steps of one optimizee, as a user would run them.
+
+    The optimizers take turns within each round, so that a slow moment of a shared machine hits all
+    of them; compare medians, or ratios within rounds.
+
+    Args:
+        task: the optimizee; one copy, ordinary autograd.
+        optimizers: name -> callable of parameters.
+        rounds: timings of each, after one round of warming up.
+        steps: training steps of a timing.
+        seed: of the start and the batches.
+
+    Returns:
+        name -> `rounds` pairs of (seconds of a whole step, seconds of its gradient part).
+    """
+    trainers = {name: _Trainer(task, make, seed) for name, make in optimizers.items()}
+    times: dict[str, list[tuple[float, float]]] = {name: [] for name in optimizers}
+    for round_ in range(rounds + 1):
+        for name, trainer in trainers.items():
+            gradient = step = 0.0
+            for _ in range(steps):
+                begun = _now(task)
+                trainer.gradient()
+                middle = _now(task)
+                trainer.optimizer.step()
+                gradient += middle - begun
+                step += _now(task) - middle
+            if round_:
+                times[name].append(((gradient + step) / steps, gradient / steps))
+    return times
+
+
+def _now(task: Task) -> float:
+    if task.device.type == "cuda":
+        torch.cuda.synchronize(task.device)
+    return time.perf_counter()
+
+
+class _Trainer:
+    """An ordinary training loop."""
+
+    def __init__(self, task: Task, make: MakeOptimizer, seed: int):
+        self._task = task
+        self._generator = torch.Generator().manual_seed(seed)
+        params, self._buffers = task.init(self._generator)
+        self._params = {key: torch.nn.Parameter(value) for key, value in params.items()}
+        self.optimizer = make(self._params.values())
+
+    def gradient(self) -> None:
+        self.optimizer.zero_grad()
+        batch = self._task.batch(self._generator, "train")
+        params: dict[str, Tensor] = dict(self._params)
+        loss, self._buffers, _ = self._task.loss(
+            params, self._buffers, batch, self._generator, True
+        )
+        self._buffers = {key: value.detach() for key, value in self._buffers.items()}
+        loss.backward()

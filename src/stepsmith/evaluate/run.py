@@ -1,0 +1,277 @@
+"""Meta-test: any mix of rules and `torch.optim` optimizers on a task, with tuned baselines.
+
+Shape letters: S = seeds, T = steps.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from stepsmith.evaluate import cost
+from stepsmith.evaluate.baselines import BASELINES, Baseline, baseline
+from stepsmith.evaluate.records import Key, Records
+from stepsmith.evaluate.statistics import summarise
+from stepsmith.evaluate.tuning import CRITERIA, Tuned, hyper_parameters, tune
+from stepsmith.hub import TrainedRule, as_trained
+from stepsmith.optim import LearnedOptimizer
+from stepsmith.rules import Rule
+from stepsmith.tasks.base import Task
+from stepsmith.unroll import Copies, RuleStepper, Stepper, TorchStepper, roll
+
+TUNING_SEED = 500_000
+"""Tuning optimizees take seeds from here up; tests take them from 0, validation from 1,000,000."""
+
+AnyRule = TrainedRule | Rule | str | Path
+MakeStepper = Callable[[Copies], Stepper]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How much to measure.
+
+    Args:
+        steps: T, the horizon.
+        seeds: S, runs of each optimizer.
+        tuning_seeds: runs of each rate.
+        points: rates of the first tuning grid.
+        copies: optimizees at once.
+        timing_rounds: timings of each optimizer's step; 0 measures no seconds.
+
+    Raises:
+        ValueError: zero seeds or steps, or another value out of range.
+    """
+
+    steps: int = 100
+    seeds: int = 32
+    tuning_seeds: int = 8
+    points: int = 9
+    copies: int = 16
+    timing_rounds: int = 15
+
+    def __post_init__(self):
+        for name in ("steps", "seeds", "tuning_seeds", "copies"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"evaluate: {name} must be at least 1, got {getattr(self, name)}")
+        if self.points < 9:
+            raise ValueError(f"evaluate: points must be at least 9, got {self.points}")
+        if self.timing_rounds < 0:
+            raise ValueError(f"evaluate: timing_rounds must be >= 0, got {self.timing_rounds}")
+
+
+@dataclass
+class Evaluation:
+    """What `evaluate` measured.
+
+    Attributes:
+        records: every measurement.
+        tuned: the tuned baselines, by name.
+    """
+
+    records: Records = field(default_factory=Records)
+    tuned: dict[str, Tuned] = field(default_factory=dict)
+
+    def rows(self) -> list[dict[str, Any]]:
+        """The summary's rows; see `stepsmith.evaluate.statistics.Row`."""
+        return summarise(self.records)
+
+
+def evaluate(
+    task: Task,
+    rules: Mapping[str, AnyRule] | Iterable[AnyRule] = (),
+    baselines: Iterable[str | Baseline] = tuple(BASELINES),
+    *,
+    optimizers: Mapping[str, cost.MakeOptimizer] | None = None,
+    recipe: str = "evaluate",
+    scale: str = "full",
+    say: Callable[[str], None] = lambda message: None,
+    **settings: Any,
+) -> Evaluation:
+    """Compare optimizers on fresh starts of a task.
+
+    Args:
+        task: what to train. Every seed means the same start and the same batches for all.
+        rules: rules to test, by name or with names of their own: bundled names, paths,
+            `TrainedRule`s, or rules without weights.
+        baselines: names from `BASELINES`, or `Baseline`s; rates are tuned on other seeds.
+        optimizers: further optimizers taken as they are, name -> callable of parameters.
+        recipe, scale: for the records.
+        say: told what is being done.
+        settings: fields of `Settings` (steps, seeds, tuning_seeds, points, copies, ...).
+
+    Raises:
+        ValueError: a bad setting, an unknown name, nothing to compare.
+    """
+    wanted = Settings(**settings)
+    named = _named_rules(rules)
+    chosen = [b if isinstance(b, Baseline) else baseline(b) for b in baselines]
+    if not named and not chosen and not optimizers:
+        raise ValueError("evaluate: nothing to compare; give rules, baselines or optimizers")
+    key = Key(
+        recipe=recipe, scale=scale, task=task.name, network=task.network_name, data=task.data_name,
+        horizon=wanted.steps,
+    )  # fmt: skip
+    result = Evaluation()
+    timed: dict[str, cost.MakeOptimizer] = {}
+    for entry in chosen:
+        say(f"{task.name}: tuning {entry.name}")
+        _tuned_baseline(task, entry, key, wanted, result, timed, say)
+    for name, make in (optimizers or {}).items():
+        say(f"{task.name}: {name}")
+        own = replace(key, optimizer=name, kind="baseline", tuned_for=",".join(CRITERIA))
+        _test(task, own, _by_torch(make), wanted, result.records)
+        timed[name] = make
+    for name, trained in named.items():
+        say(f"{task.name}: {name}")
+        _test(task, learned_key(key, name, trained), _by_rule(trained), wanted, result.records)
+        add_meta_training(result.records, learned_key(key, name, trained), trained)
+        timed[name] = _deployed(trained)
+    if wanted.timing_rounds:
+        say(f"{task.name}: timing steps")
+        add_costs(result.records, task, timed, key, wanted.timing_rounds)
+    return result
+
+
+def learned_key(key: Key, name: str, trained: TrainedRule) -> Key:
+    """The key of a learned rule's measurements (of a classic rule's: kind `baseline`)."""
+    learned = trained.rule.learned
+    return replace(
+        key, optimizer=name, kind="learned" if learned else "baseline",
+        tuned_for="" if learned else ",".join(CRITERIA),
+        rule=type(trained.rule).__name__, meta_task=",".join(trained.manifest.get("tasks", [])),
+        checkpoint=trained.fingerprint[:16] if learned else "",
+        hyper_parameters=json.dumps(trained.rule.config()),
+    )  # fmt: skip
+
+
+def train(
+    task: Task, make: MakeStepper, seeds: Sequence[int], steps: int, copies: int, test: bool = False
+) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    """Train one copy a seed.
+
+    Args:
+        task: the task.
+        make: makes a stepper for some copies.
+        seeds: S of them.
+        steps: T.
+        copies: how many at once.
+        test: measure the test split at the end.
+
+    Returns:
+        (S, T) batch losses before each step, and (S,) test metrics by name.
+    """
+    losses, tests = [], []
+    for start in range(0, len(seeds), copies):
+        group = Copies(task, seeds[start : start + copies])
+        losses.append(roll(group, make(group), steps).T.double().cpu().numpy())
+        if test:
+            tests.append({k: v.double().cpu().numpy() for k, v in group.test().items()})
+    metrics = {name: np.concatenate([t[name] for t in tests]) for name in tests[0]} if tests else {}
+    return np.concatenate(losses), metrics
+
+
+def add_costs(
+    records: Records, task: Task, timed: Mapping[str, cost.MakeOptimizer], key: Key, rounds: int
+) -> None:
+    """Time the step of each optimizer in turn and record it, one round a seed."""
+    for name, pairs in cost.seconds_per_step(task, timed, rounds=rounds).items():
+        own = replace(key, purpose="cost", optimizer=name)
+        for metric, column in (("seconds_per_step", 0), ("gradient_seconds", 1)):
+            values = [pair[column] for pair in pairs]
+            records.add(own, metric, values, seeds=range(len(values)), steps=[0])
+
+
+def add_meta_training(records: Records, key: Key, trained: TrainedRule) -> None:
+    """Record what a rule's meta-training cost and how it went, where its manifest says so."""
+    own = replace(key, purpose="meta")
+    if "seconds" in trained.manifest:
+        records.add(own, "meta_training_seconds", [trained.manifest["seconds"]], seeds=[0], steps=[0])
+    points = trained.manifest.get("validations", [])
+    if points:
+        steps = [point["inner_steps"] for point in points]
+        scores = [point["score"] for point in points]
+        records.add(own, "validation_score", [scores], seeds=[0], steps=steps, split="meta_valid")
+
+
+def _named_rules(rules: Mapping[str, AnyRule] | Iterable[AnyRule]) -> dict[str, TrainedRule]:
+    if isinstance(rules, Mapping):
+        return {name: as_trained(rule) for name, rule in rules.items()}
+    named: dict[str, TrainedRule] = {}
+    for rule in rules:
+        trained = as_trained(rule)
+        name = f"learned ({trained.name})" if trained.rule.learned else f"rule {trained.name}"
+        while name in named:
+            name += "'"
+        named[name] = trained
+    return named
+
+
+def _by_rule(trained: TrainedRule) -> MakeStepper:
+    return lambda group: RuleStepper(trained.rule, trained.weights, group.theta, group.layout)
+
+
+def _by_torch(make: cost.MakeOptimizer) -> MakeStepper:
+    return lambda group: TorchStepper(make, group.theta, group.layout)
+
+
+def _deployed(trained: TrainedRule) -> cost.MakeOptimizer:
+    return lambda params: LearnedOptimizer(params, trained)
+
+
+def _at_rate(entry: Baseline, rate: float) -> cost.MakeOptimizer:
+    arguments = hyper_parameters(entry, rate)
+
+    def make(params: Iterable[Tensor]) -> torch.optim.Optimizer:
+        return entry.make(params, **arguments)
+
+    return make
+
+
+def _test(
+    task: Task, key: Key, make: MakeStepper, wanted: Settings, records: Records
+) -> None:
+    seeds = range(wanted.seeds)
+    losses_ST, metrics = train(task, make, seeds, wanted.steps, wanted.copies, task.has_test)
+    steps = range(wanted.steps)
+    records.add(key, "train_loss", losses_ST, seeds=seeds, steps=steps, split="train")
+    for metric, values_S in metrics.items():
+        records.add(
+            key, f"test_{metric}", values_S, seeds=seeds, steps=[wanted.steps], split="test"
+        )
+
+
+def _tuned_baseline(
+    task: Task,
+    entry: Baseline,
+    key: Key,
+    wanted: Settings,
+    result: Evaluation,
+    timed: dict[str, cost.MakeOptimizer],
+    say: Callable[[str], None],
+) -> None:
+    """Tune a baseline, then test it at the best rate of each criterion."""
+    seeds = range(TUNING_SEED, TUNING_SEED + wanted.tuning_seeds)
+
+    def losses(entry: Baseline, rate: float) -> np.ndarray:
+        make = _by_torch(_at_rate(entry, rate))
+        return train(task, make, seeds, wanted.steps, wanted.copies)[0]
+
+    tuned = tune(entry, losses, result.records, key, seeds, points=wanted.points)
+    result.tuned[entry.name] = tuned
+    if tuned.at_edge:
+        say(f"{task.name}: {entry.name}'s best rate is still the edge of {len(tuned.tried)} rates")
+    for rate in sorted(set(tuned.rates.values())):
+        criteria = [c for c in CRITERIA if tuned.rates[c] == rate]
+        own = replace(
+            key, optimizer=entry.name, kind="baseline", tuned_for=",".join(criteria),
+            hyper_parameters=json.dumps(hyper_parameters(entry, rate)),
+        )  # fmt: skip
+        _test(task, own, _by_torch(_at_rate(entry, rate)), wanted, result.records)
+    timed[entry.name] = _at_rate(entry, tuned.rates["mean"])

@@ -1,0 +1,305 @@
+"""From records to rows of a summary: means, intervals, ratios, each with its definition.
+
+Shape letters: S = seeds, T = steps, R = resamples.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from stepsmith.evaluate.records import Block, Key, Records
+
+RESAMPLES = 10_000
+PENALTY = 10.0
+"""A run that diverged counts as this many times its initial loss."""
+SMOOTHING = 10
+"""Steps a loss curve is smoothed over before it is held against a target."""
+
+METRICS = (
+    "mean_train_loss", "final_train_loss", "test_loss", "test_accuracy", "steps_to_baseline",
+    "seconds_to_baseline", "seconds_per_step",
+)  # fmt: skip
+_CRITERION = {"mean_train_loss": "mean"}
+"""Which tuning of a baseline a metric is compared with; the others take the one for `final`."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One optimizer on one task, by one metric.
+
+    `ratio` is the mean over seeds of this optimizer over that of `against`, the best tuned baseline
+    on the same task, horizon and metric; for accuracies the difference in points; both with a 95 %
+    interval from a paired bootstrap over seeds. `low` and `high` bound the mean likewise. None is a
+    target never reached. `median` of steps and seconds is that of the median curve.
+    """
+
+    protocol: str
+    optimizer: str
+    kind: str
+    rule: str
+    meta_task: str
+    hyper_parameters: dict[str, Any]
+    task: str
+    horizon: int
+    metric: str
+    mean: float | None
+    median: float | None
+    low: float | None
+    high: float | None
+    seeds: int
+    diverged: int
+    against: str
+    ratio: float | None
+    ratio_low: float | None
+    ratio_high: float | None
+
+
+def diverged(losses_ST: np.ndarray) -> np.ndarray:
+    """(S,) whether a run was ever non-finite or above ten times its initial loss."""
+    initial_S = losses_ST[:, 0]
+    finite_S = np.isfinite(losses_ST).all(axis=1)
+    with np.errstate(invalid="ignore"):
+        return ~finite_S | (losses_ST > PENALTY * initial_S[:, None]).any(axis=1)
+
+
+def score(losses_ST: np.ndarray, criterion: str) -> np.ndarray:
+    """(S,) mean loss over the horizon, or over its last tenth (`final`); the penalty if diverged."""
+    steps = losses_ST.shape[1]
+    tail = losses_ST if criterion == "mean" else losses_ST[:, steps - max(1, steps // 10) :]
+    with np.errstate(invalid="ignore"):
+        value_S = tail.mean(axis=1)
+    return np.where(diverged(losses_ST), PENALTY * losses_ST[:, 0], value_S)
+
+
+def interval(values_R: np.ndarray) -> tuple[float | None, float | None]:
+    """The central 95 % of resampled values; None at an end that lies among the never-reached."""
+    low, high = np.percentile(values_R, [2.5, 97.5], method="nearest")
+    return _number(low), _number(high)
+
+
+def resamples(seeds: int) -> np.ndarray:
+    """(R, S) indices of bootstrap resamples, always the same for the same S."""
+    return np.random.default_rng(20_161_206).integers(0, seeds, (RESAMPLES, seeds))
+
+
+def _number(value: float) -> float | None:
+    return float(value) if math.isfinite(value) else None
+
+
+def smoothed(curve_T: np.ndarray) -> np.ndarray:
+    """Trailing means over `SMOOTHING` steps, along the last axis; shorter at the start."""
+    total = np.cumsum(curve_T, axis=-1)
+    width = np.minimum(np.arange(1, curve_T.shape[-1] + 1), SMOOTHING)
+    total[..., SMOOTHING:] = total[..., SMOOTHING:] - total[..., :-SMOOTHING].copy()
+    return total / width
+
+
+def first_reach(curve_T: np.ndarray, target: float) -> np.ndarray:
+    """Steps made when the smoothed curve first meets the target; inf where it never does.
+
+    Only full smoothing windows count, so that one lucky first batch does not.
+    """
+    smooth = smoothed(curve_T)
+    below = smooth <= target * (1 + 1e-9)
+    below[..., : SMOOTHING - 1] = False
+    return np.where(below.any(-1), below.argmax(-1) + 1.0, np.inf)
+
+
+@dataclass(frozen=True)
+class _Run:
+    """One optimizer's test block with what else is known of it."""
+
+    key: Key
+    seeds: np.ndarray
+    losses_ST: np.ndarray
+    test: dict[str, np.ndarray]
+    seconds: np.ndarray
+
+    def value(self, metric: str) -> np.ndarray:
+        """(S,) value of a per-seed metric; penalised where diverged."""
+        if metric in ("mean_train_loss", "final_train_loss"):
+            return score(self.losses_ST, metric.split("_")[0])
+        bad_S = diverged(self.losses_ST)
+        values_S = self.test[metric]
+        penalty = PENALTY * self.losses_ST[:, 0] if metric == "test_loss" else 0.0
+        return np.where(bad_S | ~np.isfinite(values_S), penalty, values_S)
+
+    def fills(self, metric: str) -> bool:
+        """Whether this run stands for its optimizer in a metric's table."""
+        wanted = _CRITERION.get(metric, "final")
+        return self.key.kind == "learned" or wanted in self.key.tuned_for.split(",")
+
+
+def summarise(records: Records) -> list[dict[str, Any]]:
+    """All rows of a summary, as JSON-able dictionaries.
+
+    Args:
+        records: with `train_loss` blocks of purpose `test`, one for each optimizer and tuning;
+            test and cost metrics where they were measured.
+    """
+    groups: dict[tuple[str, str, int], list[_Run]] = {}
+    for block in records.select("train_loss", purpose="test"):
+        group = (block.key.protocol, block.key.task, block.key.horizon)
+        groups.setdefault(group, []).append(_gather(records, block))
+    rows = []
+    for runs in groups.values():
+        for metric in METRICS:
+            rows += _metric_rows(runs, metric)
+    return [asdict(row) for row in rows]
+
+
+def _gather(records: Records, block: Block) -> _Run:
+    test = {
+        other.metric: other.values[:, -1]
+        for name in ("test_loss", "test_accuracy")
+        for other in records.select(name, purpose="test")
+        if other.key == block.key
+    }
+    seconds = [
+        cost.values[:, 0]
+        for cost in records.select("seconds_per_step", task=block.key.task, purpose="cost")
+        if cost.key.optimizer == block.key.optimizer
+    ]
+    return _Run(block.key, block.seeds, block.values, test, np.concatenate([*seconds, []]))
+
+
+def _metric_rows(runs: list[_Run], metric: str) -> list[Row]:
+    runs = [run for run in runs if run.fills(metric)]
+    baselines = [run for run in runs if run.key.kind == "baseline"]
+    if metric == "seconds_per_step":
+        return _cost_rows(runs, baselines)
+    if metric in ("steps_to_baseline", "seconds_to_baseline"):
+        return _reach_rows(runs, baselines, metric)
+    if not all(metric.endswith("train_loss") or metric in run.test for run in runs):
+        return []
+    accuracy = metric == "test_accuracy"
+    pick: Callable[..., _Run] = max if accuracy else min
+    best = (
+        pick(baselines, key=lambda run: float(run.value(metric).mean())) if baselines else None
+    )
+    rows = []
+    for run in runs:
+        values_S = run.value(metric)
+        index_RS = resamples(len(values_S))
+        means_R = values_S[index_RS].mean(axis=1)
+        against: dict[str, Any] = {}
+        if best is not None:
+            other_S = best.value(metric)
+            if np.array_equal(run.seeds, best.seeds):
+                others_R = other_S[index_RS].mean(axis=1)
+            else:  # unpaired: other draws for the other set of seeds
+                others_R = other_S[resamples(len(other_S))[::-1]].mean(axis=1)
+            if accuracy:
+                value = 100 * (values_S.mean() - other_S.mean())
+                spread_R = 100 * (means_R - others_R)
+            else:
+                value = values_S.mean() / other_S.mean()
+                spread_R = means_R / others_R
+            low, high = interval(spread_R)
+            against = {
+                "against": best.key.optimizer, "ratio": _number(value), "ratio_low": low,
+                "ratio_high": high,
+            }  # fmt: skip
+        rows.append(
+            _row(run, metric, values_S.mean(), np.median(values_S), interval(means_R), **against)
+        )
+    return rows
+
+
+def _row(
+    run: _Run,
+    metric: str,
+    mean: float,
+    median: float,
+    bounds: tuple[float | None, float | None],
+    against: str = "",
+    ratio: float | None = None,
+    ratio_low: float | None = None,
+    ratio_high: float | None = None,
+) -> Row:
+    key = run.key
+    return Row(
+        key.protocol, key.optimizer, key.kind, key.rule, key.meta_task, key.parameters, key.task,
+        key.horizon, metric, _number(mean), _number(median), *bounds, len(run.seeds),
+        int(diverged(run.losses_ST).sum()), against, ratio, ratio_low, ratio_high,
+    )  # fmt: skip
+
+
+def _cost_rows(runs: list[_Run], baselines: list[_Run]) -> list[Row]:
+    """Median seconds of a whole training step; the ratio is to the fastest baseline."""
+    timed = [run for run in runs if len(run.seconds)]
+    timed_baselines = [run for run in baselines if len(run.seconds)]
+    best = min(timed_baselines, key=lambda run: float(np.median(run.seconds)), default=None)
+    rows = []
+    for run in timed:
+        index = resamples(len(run.seconds))
+        medians_R = np.median(run.seconds[index], axis=1)
+        against: dict[str, Any] = {}
+        if best is not None:
+            # Timed in turn, round by round: rounds are paired.
+            paired = len(best.seconds) == len(run.seconds)
+            other_R = np.median(best.seconds[index if paired else resamples(len(best.seconds))], 1)
+            low, high = interval(medians_R / other_R)
+            value = float(np.median(run.seconds) / np.median(best.seconds))
+            against = {
+                "against": best.key.optimizer, "ratio": value, "ratio_low": low, "ratio_high": high,
+            }  # fmt: skip
+        rows.append(
+            _row(run, "seconds_per_step", float(run.seconds.mean()),
+                 float(np.median(run.seconds)), interval(medians_R), **against)
+        )  # fmt: skip
+    return rows
+
+
+def _reach_rows(runs: list[_Run], baselines: list[_Run], metric: str) -> list[Row]:
+    """Steps, or seconds, until the best baseline's final loss is first met by the mean curve."""
+    if not baselines:
+        return []
+    best = min(baselines, key=lambda run: float(run.value("final_train_loss").mean()))
+    if metric == "seconds_to_baseline":
+        runs = [run for run in runs if len(run.seconds)]
+        if not len(best.seconds):
+            return []
+
+    def cost(run: _Run) -> float:
+        return float(np.median(run.seconds)) if metric == "seconds_to_baseline" else 1.0
+
+    def penalised(run: _Run) -> np.ndarray:
+        bad_S1 = diverged(run.losses_ST)[:, None]
+        return np.where(bad_S1, PENALTY * run.losses_ST[:, :1], run.losses_ST)
+
+    target = float(best.value("final_train_loss").mean())
+    own = float(first_reach(penalised(best).mean(0), target))
+    index_RS = resamples(len(best.seeds))[:1000]
+    rows = []
+    for run in runs:
+        losses_ST = penalised(run)
+        reach = float(first_reach(losses_ST.mean(0), target))
+        middle = float(first_reach(np.median(losses_ST, axis=0), target))
+        reach_R = np.array([np.inf])
+        ratio_R = np.array([np.inf])
+        if np.array_equal(run.seeds, best.seeds):
+            # Target and curves move together over the resampled seeds.
+            best_ST, final_S = penalised(best), best.value("final_train_loss")
+            pairs = [
+                (
+                    float(first_reach(losses_ST[index].mean(0), float(final_S[index].mean()))),
+                    float(first_reach(best_ST[index].mean(0), float(final_S[index].mean()))),
+                )
+                for index in index_RS
+            ]
+            reach_R = np.array([pair[0] for pair in pairs])
+            ratio_R = reach_R / np.array([pair[1] for pair in pairs])
+        share = cost(run) / cost(best)
+        low, high = interval(ratio_R * share)
+        rows.append(
+            _row(run, metric, reach * cost(run), middle * cost(run),
+                 interval(reach_R * cost(run)), best.key.optimizer,
+                 _number(reach / own * share), low, high)
+        )  # fmt: skip
+    return rows

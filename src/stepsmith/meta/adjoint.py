@@ -1,0 +1,248 @@
+"""Coordinate-sampled adjoint back-propagation: the meta-gradient in the memory of deployment.
+
+The optimizee's gradient g_t enters the network as a constant (Andrychowicz et al. 2016), so that
+the parameters theta_t depend on the rule's weights phi only through the sum of earlier steps u_s:
+
+    theta_t+1 = (1 - d) theta_t + lr u_t          d = lr * weight decay
+    J         = sum_t w_t L_t(theta_t)
+    dJ/dphi   = lr sum_s <lambda_s, du_s/dphi>
+    lambda_s  = w_s+1 g_s+1 + discount (1 - d) lambda_s+1
+
+Roll forward with no graph, keeping features and gradients of a sample of coordinates; form lambda
+by suffix sums; replay the network on the sample with autograd. With every coordinate sampled this
+equals back-propagation through the whole unrolled graph without second derivatives; otherwise it is
+an unbiased estimate of it.
+
+Shape letters: T = steps of the window, C = copies, P = parameters of one optimizee, S = sampled
+coordinates (of all C * P), F = features.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from stepsmith import kernels
+from stepsmith.meta.losses import meta_loss
+from stepsmith.rules.base import Weights
+from stepsmith.unroll import Copies, Layout, RuleStepper, Start, roll
+from stepsmith.unroll.steppers import coupled_spans
+
+LossTimes = Literal["after", "before"]
+
+
+@dataclass(frozen=True)
+class Window:
+    """What one window gave.
+
+    Attributes:
+        gradients: dJ/dphi by weight name, J being the mean over the copies that stayed finite.
+        value: J.
+        losses_TC: (T, C) losses before each step.
+        finite_C: (C,) whether all of a copy's losses and gradients were finite.
+    """
+
+    gradients: dict[str, Tensor]
+    value: float
+    losses_TC: Tensor
+    finite_C: Tensor
+
+
+def sample_coordinates(
+    layout: Layout, copies: int, fraction: float, generator: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    """Draw coordinates of every tensor of every copy, at least one of each.
+
+    A tensor of n coordinates is cut into k = ceil(fraction * n) equal strata and one coordinate is
+    drawn from each: every coordinate is expected k / n times, in O(k) work.
+
+    Args:
+        layout: of one optimizee.
+        copies: C.
+        fraction: share to draw, in (0, 1].
+        generator: source of randomness.
+
+    Returns:
+        (S,) indices into C * P, and (S,) weights n / k.
+    """
+    indices, weights = [], []
+    for span, size in zip(layout.spans, layout.sizes, strict=True):
+        if size == 0:
+            continue
+        count = size if fraction >= 1 else max(1, -(-size * fraction // 1))
+        count = int(count)
+        if count == size:
+            place_CK = torch.arange(size).expand(copies, size)
+        else:
+            jitter_CK = torch.rand(copies, count, generator=generator, dtype=torch.float64)
+            place_CK = (torch.arange(count) + jitter_CK) * (size / count)
+            place_CK = place_CK.long().clamp_max(size - 1)
+        indices.append(place_CK + span.start + torch.arange(copies)[:, None] * layout.total)
+        weights.append(torch.full((copies, count), size / count, dtype=torch.float64))
+    # Copy by copy, so that gathering walks through memory in order.
+    return torch.cat(indices, dim=1).reshape(-1), torch.cat(weights, dim=1).reshape(-1)
+
+
+def adjoint_window(
+    copies: Copies,
+    stepper: RuleStepper,
+    weights: Weights,
+    steps: int,
+    *,
+    kind: str = "mean",
+    losses: LossTimes = "after",
+    fraction: float = 1.0,
+    discount: float = 1.0,
+    ages: list[int] | None = None,
+    horizon: int | None = None,
+    generator: torch.Generator | None = None,
+    split: str = "meta_train",
+) -> Window:
+    """Roll the copies one window forward and return the meta-gradient.
+
+    Args:
+        copies: moved in place.
+        stepper: the rule's statistics and carry, moved in place; it must step by `weights`.
+        weights: phi, requiring gradients.
+        steps: T.
+        kind: meta-loss, one of `META_LOSSES`.
+        losses: `"after"` counts L_1..L_T, at the price of one more gradient; `"before"` counts
+            L_0..L_{T-1}, as both papers do, and gives the last step no signal.
+        fraction: share of the coordinates replayed, in (0, 1].
+        discount: gamma in the recursion of lambda.
+        ages: steps each copy has made so far; by default none.
+        horizon: steps of an episode; by default T.
+        generator: draws the sample; needed where `fraction` < 1.
+        split: where batches come from.
+
+    Raises:
+        ValueError: a fraction outside (0, 1], or below 1 for a rule whose network couples
+            coordinates (the estimate would be biased).
+    """
+    rule, layout = stepper.rule, stepper.layout
+    if not 0 < fraction <= 1:
+        raise ValueError(f"fraction must lie in (0, 1], got {fraction!r}")
+    if fraction < 1 and rule.coupling == "network":
+        raise ValueError(
+            f"{type(rule).__name__} couples coordinates in its network: a sampled replay would be "
+            "biased. Meta-train it with fraction=1."
+        )
+    index_S, weight_S = sample_coordinates(
+        layout, len(copies), fraction, generator or torch.Generator().manual_seed(0)
+    )
+    device, dtype = copies.theta.device, copies.theta.dtype
+    index_S, weight_S = index_S.to(device), weight_S.to(device=device, dtype=dtype)
+    carry = {key: value[:, index_S] for key, value in stepper.carry.items()}
+    record = _Record(stepper, copies, index_S, steps)
+    losses_TC = roll(copies, record, steps, split=split, hook=record.keep)
+    if losses == "after":
+        # The window's last step is judged on a batch of its own; no step follows it.
+        final_C, grad_CP = copies.gradients(copies.batches(split))
+        record.keep(Start(steps, final_C, grad_CP))
+        counted_TC = torch.cat([losses_TC[1:], final_C[None]])
+    else:
+        counted_TC = losses_TC
+    ages_C = torch.tensor(ages or [0] * len(copies), device=device)
+    places_TC = ages_C + torch.arange(1, steps + 1, device=device)[:, None]
+    value_C, w_TC = meta_loss(kind, counted_TC, places_TC, horizon or steps)
+
+    finite_C = counted_TC.isfinite().all(0) & losses_TC.isfinite().all(0)
+    owner_S = index_S // layout.total
+    keep = 1 - stepper.lr * stepper.weight_decay
+    lambda_TS = torch.zeros(steps, len(index_S), device=device, dtype=dtype)
+    running_S = torch.zeros(len(index_S), device=device, dtype=dtype)
+    for s in range(steps - 1, -1, -1):
+        t = s if losses == "after" else s + 1  # row of w that holds w_{s+1}
+        running_S = running_S * (discount * keep)
+        if t < steps:
+            running_S = running_S + w_TC[t, owner_S] * record.grads[s + 1]
+        lambda_TS[s] = running_S
+    finite_C = finite_C & _finite_by_copy(lambda_TS, owner_S, len(copies))
+    alive = max(1, int(finite_C.sum()))
+    lambda_TS = torch.where(finite_C[owner_S], lambda_TS * (weight_S * stepper.lr / alive), 0.0)
+    gradients = _replay(stepper, weights, record, carry, lambda_TS, finite_C[owner_S])
+    value = float(value_C[finite_C].mean()) if finite_C.any() else float("nan")
+    return Window(gradients, value, losses_TC, finite_C)
+
+
+class _Record:
+    """A stepper that keeps what the replay needs, at the sampled coordinates."""
+
+    def __init__(self, stepper: RuleStepper, copies: Copies, index_S: Tensor, steps: int):
+        self._stepper = stepper
+        self._whole = len(index_S) == copies.theta.numel()
+        self._index = index_S
+        self.grads: list[Tensor] = []
+        self.features: list[Tensor] = []
+        self.scales: list[Tensor] = []
+
+    def _at(self, tensor: Tensor) -> Tensor:
+        # index_select walks one contiguous row at a time; fancy indexing is several times slower.
+        return tensor.index_select(-1, self._index)
+
+    def keep(self, start: Start) -> None:
+        """Keep the gradient before a step."""
+        self.grads.append(self._at(start.grad_CP.reshape(-1)))
+
+    def __call__(self, theta_CP: Tensor, grad_CP: Tensor) -> None:
+        features, scale = self._stepper.features(theta_CP, grad_CP)
+        self.features.append(self._at(features))
+        if scale is not None:
+            self.scales.append(self._at(scale))
+        self._stepper.move(theta_CP, features, scale)
+
+
+def _finite_by_copy(lambda_TS: Tensor, owner_S: Tensor, copies: int) -> Tensor:
+    bad_S = (~lambda_TS.isfinite()).any(0).to(torch.int64)
+    zeros = torch.zeros(copies, dtype=torch.int64, device=bad_S.device)
+    return zeros.index_add_(0, owner_S, bad_S) == 0
+
+
+def _replay(
+    stepper: RuleStepper,
+    weights: Weights,
+    record: _Record,
+    carry: dict[str, Tensor],
+    lambda_TS: Tensor,
+    alive_S: Tensor,
+) -> dict[str, Tensor]:
+    """Back-propagate sum <lambda, u> through the network on the sampled coordinates."""
+    rule = stepper.rule
+    features_TFS = torch.stack(record.features)
+    if not bool(alive_S.all()):
+        features_TFS = torch.where(alive_S, features_TFS, 0.0)
+        carry = {key: torch.where(alive_S, value, 0.0) for key, value in carry.items()}
+    scale_TS = torch.stack(record.scales) if record.scales else None
+    total = lambda_TS.new_zeros(())
+    spans = [slice(0, lambda_TS.shape[1])]
+    if rule.coupling == "network":
+        copies = len(lambda_TS[0]) // stepper.layout.total
+        spans = coupled_spans(rule, stepper.layout, copies)
+    cast = {key: value.to(lambda_TS.dtype) for key, value in weights.items()}
+    with torch.enable_grad():
+        for span in spans:
+            outputs_TOS = kernels.sequence(
+                rule,
+                cast,
+                features_TFS[..., span],
+                {key: value[:, span] for key, value in carry.items()},
+                stepper.backend,
+            )
+            if rule.coupling == "network":
+                delta_TS = torch.stack(
+                    [
+                        rule.step(output, None if scale_TS is None else scale_TS[t, span])
+                        for t, output in enumerate(outputs_TOS)
+                    ]
+                )
+            else:
+                # The step is coordinatewise: all T steps at once, as T * S coordinates.
+                scale = None if scale_TS is None else scale_TS[:, span].reshape(-1)
+                flat_O = outputs_TOS.transpose(0, 1).flatten(1)
+                delta_TS = rule.step(flat_O, scale).view_as(lambda_TS[:, span])
+            total = total + (lambda_TS[:, span] * delta_TS).sum()
+        gradients = torch.autograd.grad(total, list(weights.values()))
+    return dict(zip(weights, gradients, strict=True))

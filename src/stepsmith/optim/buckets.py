@@ -1,0 +1,158 @@
+"""Many parameters' statistics and carries as a few long tensors.
+
+An LSTM step costs least on one long vector. A bucket therefore holds the state of all parameters of
+a device and dtype side by side, and `optimizer.state[p]` holds views into it, in the parameter's own
+shape, so that saving, loading and inspecting work as for any optimizer.
+
+Shape letters: N = coordinates of all members, n = coordinates of one member, K = channels of one
+carried tensor.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from stepsmith.kernels import StepFunction
+from stepsmith.rules.base import Carry, Rule, State, statistics_dtype
+
+BLOCK = 1 << 16
+"""Coordinates handled at once on a CPU, so that temporaries stay small and in the cache."""
+
+
+@dataclass
+class Member:
+    """A parameter of a bucket: its place, the steps it has made, and its entry in `state`."""
+
+    param: Tensor
+    span: slice
+    steps: int
+    state: dict[str, Any]
+    marker: Tensor | None
+
+
+class Bucket:
+    """The state of some parameters of one device and one statistics dtype.
+
+    Args:
+        rule: the rule.
+        params: the members; none is empty.
+        entries: `optimizer.state[p]` of each; filled with views, from what it holds already (after
+            loading) or afresh.
+    """
+
+    def __init__(self, rule: Rule, params: list[Tensor], entries: list[dict[str, Any]]):
+        self.rule = rule
+        self.device = params[0].device
+        self.dtype = statistics_dtype(params[0].dtype)
+        self.members: list[Member] = []
+        self.state: State = {}
+        self.carry: Carry = {}
+        states, carries, end = [], [], 0
+        for param, entry in zip(params, entries, strict=True):
+            state, carry = self._of(param, entry)
+            states.append(state)
+            carries.append(carry)
+            span = slice(end, end + param.numel())
+            end = span.stop
+            self.members.append(Member(param, span, int(state["step"]), entry, None))
+        for key in states[0]:
+            if key not in rule.per_tensor:
+                self.state[key] = torch.cat([state[key] for state in states])
+        for key in carries[0]:
+            self.carry[key] = torch.cat([carry[key] for carry in carries], dim=1)
+        for member, state in zip(self.members, states, strict=True):
+            self._expose(member, {key: state[key] for key in rule.per_tensor})
+
+    def _of(self, param: Tensor, entry: dict[str, Any]) -> tuple[State, Carry]:
+        """Flat state and carry of one parameter, from its entry or afresh."""
+        flat_n = param.detach().reshape(-1).to(self.dtype)
+        state = self.rule.init_state(flat_n)
+        carry = self.rule.init_carry(len(flat_n), dtype=self.dtype, device=self.device)
+        if entry:
+            for key in state:
+                if key not in self.rule.per_tensor:
+                    state[key] = entry[key].reshape(-1)
+                else:
+                    state[key] = entry[key]
+            for key in carry:
+                carry[key] = entry[key].movedim(-1, 0).reshape(len(carry[key]), -1)
+        return state, carry
+
+    def _expose(self, member: Member, per_tensor: State) -> None:
+        shape = member.param.shape
+        member.state.update(per_tensor)
+        for key, value in self.state.items():
+            member.state[key] = value[member.span].view(shape)
+        for key, value in self.carry.items():
+            view = value[:, member.span].view(len(value), *shape)
+            member.state[key] = view.movedim(0, -1)
+        if self.state or self.carry:
+            member.marker = member.state[next(iter(self.state or self.carry))]
+
+    def intact(self, state: Any) -> bool:
+        """Whether `optimizer.state` still holds this bucket's views (loading replaces them)."""
+        for member in self.members:
+            entry = state.get(member.param)
+            if entry is not member.state:
+                return False
+            if member.marker is not None and not any(
+                value is member.marker for value in entry.values()
+            ):
+                return False
+        return True
+
+    def runs(self, active: set[int]) -> Iterator[list[Member]]:
+        """Neighbouring members with a gradient and the same number of steps.
+
+        A rule that couples coordinates sees every tensor alone.
+        """
+        run: list[Member] = []
+        for member in self.members:
+            joins = id(member.param) in active
+            alone = self.rule.coupling != "none"
+            if run and (not joins or alone or run[-1].steps != member.steps):
+                yield run
+                run = []
+            if joins:
+                run.append(member)
+        if run:
+            yield run
+
+    @torch.no_grad()
+    def step(self, run: list[Member], network: StepFunction, grad_n: Tensor) -> Tensor:
+        """Advance a run by one gradient; returns the step (n,), not yet applied.
+
+        Args:
+            run: from `runs`.
+            network: the rule's network.
+            grad_n: the members' gradients, flat and joined, in the statistics' dtype.
+        """
+        offset, total = run[0].span.start, len(grad_n)
+        whole = self.rule.coupling != "none" or self.device.type != "cpu"
+        block = total if whole else BLOCK
+        shape = tuple(run[0].param.shape) if len(run) == 1 else (total,)
+        per_tensor = {key: run[0].state[key] for key in self.rule.per_tensor}
+        param_n = grad_n
+        if self.rule.reads_param:
+            param_n = torch.cat([m.param.detach().reshape(-1).to(self.dtype) for m in run])
+        delta_n = torch.empty_like(grad_n)
+        new: State = {}
+        for start in range(0, total, block):
+            part = slice(start, min(start + block, total))
+            span = slice(offset + part.start, offset + part.stop)
+            state = {key: value[span] for key, value in self.state.items()} | per_tensor
+            features, scale, new = self.rule.features(grad_n[part], param_n[part], state, shape)
+            for key, value in self.state.items():
+                value[span] = new[key]
+            carry = {key: value[:, span] for key, value in self.carry.items()}
+            delta_n[part] = self.rule.step(network(features, carry), scale)
+        for member in run:
+            member.steps += 1
+            for key in self.rule.per_tensor:
+                member.state[key] = new[key].clone()
+        return delta_n

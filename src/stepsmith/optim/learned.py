@@ -1,0 +1,247 @@
+"""A learned rule as a drop-in `torch.optim.Optimizer`."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from stepsmith import kernels
+from stepsmith.hub import TrainedRule, as_trained
+from stepsmith.kernels import StepFunction
+from stepsmith.optim.buckets import Bucket, Member
+from stepsmith.rules.base import Rule, require_choice, statistics_dtype
+
+FAR = 10
+"""A rule run beyond this many times its horizon says so."""
+
+
+class LearnedOptimizer(torch.optim.Optimizer):
+    """Train any model by a learned rule, as by any `torch.optim` optimizer.
+
+    Each parameter moves by `lr` times the rule's step, after decoupled weight decay:
+    theta <- (1 - lr * weight_decay) theta + lr * step.
+
+    Args:
+        params: parameters or parameter groups; groups may have their own `lr` and `weight_decay`.
+        rule: a `TrainedRule`, the name of a bundled one (`"mlp-mnist"`), the path of a saved one,
+            or a rule without weights.
+        lr: factor on the rule's steps, no unit; the rule was meta-trained at 1.
+        weight_decay: decoupled shrinkage, per step and unit of `lr`.
+        maximize: ascend.
+        nonfinite: what to do where a gradient is nan or infinite: `"skip"` the whole step (counted
+            in `skipped_steps`, said once), `"refuse"` it with an error before anything has
+            changed, or `"ignore"` it, which saves the check.
+        backend: how the network runs: `"auto"`, `"reference"` or `"chunked"`.
+
+    Raises:
+        ValueError: negative or non-finite lr or weight_decay, complex parameters, unknown choices,
+            no parameters.
+        CheckpointError: a rule that cannot be loaded.
+
+    `state[p]` holds plain tensors: statistics in the parameter's shape, the recurrent state in that
+    shape with the units last. Statistics are float32, or float64 where the parameter is.
+
+    >>> model = torch.nn.Linear(3, 1)
+    >>> optimizer = LearnedOptimizer(model.parameters(), "mlp-mnist")
+    >>> loss = model(torch.ones(8, 3)).square().mean()
+    >>> loss.backward()
+    >>> optimizer.step()
+    """
+
+    def __init__(
+        self,
+        params: Iterable[Any],
+        rule: Rule | TrainedRule | str | Path,
+        lr: float = 1.0,
+        weight_decay: float = 0.0,
+        *,
+        maximize: bool = False,
+        nonfinite: str = "skip",
+        backend: str = "auto",
+    ):
+        require_choice("LearnedOptimizer", "nonfinite", nonfinite, ("skip", "refuse", "ignore"))
+        self.trained = as_trained(rule)
+        self.backend = kernels.resolve(self.trained.rule, backend)
+        self.nonfinite = nonfinite
+        self.skipped_steps = 0
+        self._forget()
+        super().__init__(params, {"lr": lr, "weight_decay": weight_decay, "maximize": maximize})
+        self.register_load_state_dict_pre_hook(_remember)
+
+    def _forget(self) -> None:
+        """Drop everything derived from `state`."""
+        self._buckets: list[list[Bucket]] = []
+        self._networks: dict[tuple[torch.device, torch.dtype], StepFunction] = {}
+        self._loading: dict[str, Any] | None = None
+        self._warned: set[str] = set()
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Optimizer keeps only defaults, state and groups when it is copied or pickled.
+        kept = ("trained", "backend", "nonfinite", "skipped_steps")
+        return {**super().__getstate__(), **{key: self.__dict__[key] for key in kept}}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self._forget()
+        super().__setstate__(state)
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add parameters, with their own lr and weight decay if wanted.
+
+        Raises:
+            ValueError: a negative or non-finite lr or weight_decay, or complex parameters.
+        """
+        for key in ("lr", "weight_decay"):
+            value = param_group.get(key, self.defaults[key])
+            if not 0 <= float(value) < math.inf:
+                raise ValueError(f"LearnedOptimizer: {key} must be finite and >= 0, got {value!r}")
+        super().add_param_group(param_group)
+        for param in self.param_groups[-1]["params"]:
+            if param.is_complex():
+                self.param_groups.pop()
+                raise ValueError(
+                    "LearnedOptimizer: complex parameters are not supported; optimise "
+                    "torch.view_as_real(parameter) instead"
+                )
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Load a state, every tensor in the dtype it was saved in, on its parameter's device."""
+        super().load_state_dict(state_dict)
+        loaded, self._loading = self._loading, None
+        assert loaded is not None
+        # Optimizer.load_state_dict casts state to the parameter's dtype, which would round float32
+        # statistics of a bfloat16 parameter.
+        saved_ids = [key for group in loaded["param_groups"] for key in group["params"]]
+        params = [param for group in self.param_groups for param in group["params"]]
+        for key, param in zip(saved_ids, params, strict=True):
+            for name, value in loaded["state"].get(key, {}).items():
+                if isinstance(value, Tensor):
+                    self.state[param][name] = value.detach().to(param.device, copy=True)
+        self._buckets = []
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
+        """Make one step.
+
+        Args:
+            closure: re-evaluates the model with gradients and returns the loss.
+
+        Returns:
+            What the closure returned, or None.
+
+        Raises:
+            RuntimeError: sparse gradients.
+            FloatingPointError: a non-finite gradient where `nonfinite="refuse"`.
+        """
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        self._sync_buckets()
+        work: list[tuple[dict[str, Any], Bucket, list[Member], Tensor]] = []
+        for group, buckets in zip(self.param_groups, self._buckets, strict=True):
+            for bucket in buckets:
+                active = {id(m.param) for m in bucket.members if m.param.grad is not None}
+                for run in bucket.runs(active):
+                    work.append((group, bucket, run, self._gradient(bucket, run)))
+        if self.nonfinite != "ignore" and not all(bool(g.isfinite().all()) for *_, g in work):
+            self._meet_nonfinite()
+            return loss
+        for group, bucket, run, grad_n in work:
+            if group["maximize"]:
+                grad_n = grad_n.neg()
+            delta_n = bucket.step(run, self._network(bucket), grad_n)
+            self._apply(group, run, delta_n)
+            self._check_horizon(run[0].steps)
+        return loss
+
+    def _gradient(self, bucket: Bucket, run: list[Member]) -> Tensor:
+        grads = []
+        for member in run:
+            grad = member.param.grad
+            assert grad is not None
+            grads.append(grad.detach().reshape(-1).to(bucket.dtype))
+        return grads[0] if len(grads) == 1 else torch.cat(grads)
+
+    def _apply(self, group: dict[str, Any], run: list[Member], delta_n: Tensor) -> None:
+        lr, decay = float(group["lr"]), float(group["weight_decay"])
+        params = [member.param for member in run]
+        deltas = [
+            part.view(member.param.shape).to(member.param.dtype)
+            for member, part in zip(
+                run, delta_n.split([m.param.numel() for m in run]), strict=True
+            )
+        ]
+        if decay:
+            torch._foreach_mul_(params, 1 - lr * decay)
+        torch._foreach_add_(params, deltas, alpha=lr)
+
+    def _network(self, bucket: Bucket) -> StepFunction:
+        key = (bucket.device, bucket.dtype)
+        if key not in self._networks:
+            self._networks[key] = kernels.step_function(
+                self.trained.rule, self.trained.weights, bucket.dtype, bucket.device, self.backend
+            )
+        return self._networks[key]
+
+    def _sync_buckets(self) -> None:
+        """Make buckets for parameters seen for the first time; rebuild those whose state changed."""
+        del self._buckets[len(self.param_groups) :]
+        for index, group in enumerate(self.param_groups):
+            if index == len(self._buckets):
+                self._buckets.append([])
+            kept = [bucket for bucket in self._buckets[index] if bucket.intact(self.state)]
+            known = {id(member.param) for bucket in kept for member in bucket.members}
+            fresh: dict[tuple[torch.device, torch.dtype], list[Tensor]] = {}
+            for param in group["params"]:
+                if param.grad is None or param.numel() == 0 or id(param) in known:
+                    continue
+                if param.grad.is_sparse or param.grad.layout != torch.strided:
+                    raise RuntimeError(
+                        "LearnedOptimizer does not support sparse gradients; use "
+                        "Embedding(sparse=False), or torch.optim.SparseAdam for these parameters"
+                    )
+                key = (param.device, statistics_dtype(param.dtype))
+                fresh.setdefault(key, []).append(param)
+            for params in fresh.values():
+                entries = [self.state[param] for param in params]
+                kept.append(Bucket(self.trained.rule, params, entries))
+            self._buckets[index] = kept
+
+    def _meet_nonfinite(self) -> None:
+        if self.nonfinite == "refuse":
+            raise FloatingPointError(
+                "LearnedOptimizer: a gradient is nan or infinite; the step was refused and nothing "
+                "changed. Lower lr, clip the gradients, or pass nonfinite='skip'."
+            )
+        self.skipped_steps += 1
+        self._say_once(
+            "nonfinite",
+            "LearnedOptimizer: a gradient is nan or infinite; the whole step is skipped. Further "
+            "ones are counted in skipped_steps, not announced.",
+        )
+
+    def _check_horizon(self, steps: int) -> None:
+        horizon = self.trained.horizon
+        if horizon is not None and steps > FAR * horizon:
+            self._say_once(
+                "horizon",
+                f"LearnedOptimizer: {steps} steps, and rule {self.trained.name!r} was meta-trained "
+                f"for {horizon}; so far past its horizon it may stall or diverge. Meta-train for a "
+                "longer horizon, or lower lr by a schedule.",
+            )
+
+    def _say_once(self, key: str, message: str) -> None:
+        if key not in self._warned:
+            self._warned.add(key)
+            warnings.warn(message, RuntimeWarning, stacklevel=4)
+
+
+def _remember(optimizer: torch.optim.Optimizer, state_dict: dict[str, Any]) -> None:
+    assert isinstance(optimizer, LearnedOptimizer)
+    optimizer._loading = state_dict

@@ -1,0 +1,32 @@
+"""Stepsmith's own default: both published feature sets, seen in the frame of the momentum's sign.
+
+The joined features are those of L2O-DM (log/sign, here of the gradient and of the momentum) and of
+RNNprop (the Adam-normalised pair).
+"""
+
+from stepsmith.rules.lstm import LSTMRule
+
+
+def joined(
+    hidden: int = 8,
+    layers: int = 1,
+    inputs: str = "joined",
+    step_scale: float = 0.1,
+    frame: str = "momentum",
+    start: float = 0.1,
+) -> LSTMRule:
+    """A small LSTM on six features with a bounded step that is odd in the gradient.
+
+    Args:
+        hidden: units of each cell.
+        layers: number of cells.
+        inputs: feature set.
+        step_scale: bound of a step, parameter units.
+        frame: `momentum` (odd by construction), `hold` or `none`, see `FeatureSet`.
+        start: the head's first bias; 0.1 makes the fresh rule signed descent along the momentum
+            with steps near 0.1 * step_scale.
+
+    Returns:
+        The rule. Raises ValueError as `LSTMRule` does.
+    """
+    return LSTMRule(hidden, layers, inputs, "tanh", step_scale, frame, start=start)

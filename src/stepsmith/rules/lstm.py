@@ -1,0 +1,128 @@
+"""The coordinatewise LSTM that the published rules share.
+
+Shape letters: N = coordinates, F = features, H = hidden units of a layer, O = outputs.
+
+Weights: `lstm{l}.weight` (4H, inputs + H) acts on [inputs; hidden], gates in the order input,
+forget, output, candidate; `lstm{l}.bias` (4H,); `head.weight` (1, H); `head.bias` (1,).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from stepsmith.rules.base import Carry, Rule, State, Weights, require_choice, require_positive
+from stepsmith.rules.features import FeatureSet, Moments
+
+
+@dataclass(frozen=True)
+class LSTMRule(Rule):
+    """Stacked LSTM cells over each coordinate's features, a linear head, a scaled step.
+
+    Args:
+        hidden: H, units of each layer.
+        layers: number of LSTM layers.
+        inputs: feature set: `raw`, `log_sign`, `adam` or `joined`.
+        output: `linear` or `tanh`, which bounds every step by `step_scale`.
+        step_scale: factor on the step, parameter units.
+        frame: what an untouched coordinate does: `none`, `hold` or `momentum` (`FeatureSet`).
+        bias: whether the head has one.
+        start: value the head's bias starts from; with a bounded, sign-framed step the fresh rule
+            is then sign descent along the momentum, a sane place to begin meta-training.
+        beta1, beta2: decay of the moments, where the feature set keeps them.
+
+    Raises:
+        ValueError: a size below 1, a scale not positive, an unknown choice.
+    """
+
+    reads_param: ClassVar[bool] = False
+
+    hidden: int = 8
+    layers: int = 1
+    inputs: str = "joined"
+    output: str = "tanh"
+    step_scale: float = 0.1
+    frame: str = "momentum"
+    bias: bool = True
+    start: float = 0.0
+    beta1: float = 0.9
+    beta2: float = 0.99
+
+    def __post_init__(self):
+        for name, size in (("hidden", self.hidden), ("layers", self.layers)):
+            if isinstance(size, bool) or not isinstance(size, int) or size < 1:
+                raise ValueError(f"LSTMRule: {name} must be a whole number >= 1, got {size!r}")
+        require_positive("LSTMRule", step_scale=self.step_scale)
+        require_choice("LSTMRule", "output", self.output, ("linear", "tanh"))
+        _ = self.feature_set  # its own checks
+
+    @cached_property
+    def feature_set(self) -> FeatureSet:
+        """The features this rule reads."""
+        return FeatureSet(self.inputs, self.frame, Moments(self.beta1, self.beta2))
+
+    def init(self, generator: torch.Generator | None = None) -> dict[str, Tensor]:
+        """Uniform in +-1/sqrt(H), as `torch.nn.LSTM`; the head's bias is `start`."""
+        bound = self.hidden**-0.5
+
+        def draw(*shape: int) -> Tensor:
+            return (torch.rand(shape, generator=generator) * 2 - 1) * bound
+
+        weights = {}
+        for layer in range(self.layers):
+            inputs = self.feature_set.count if layer == 0 else self.hidden
+            weights[f"lstm{layer}.weight"] = draw(4 * self.hidden, inputs + self.hidden)
+            weights[f"lstm{layer}.bias"] = draw(4 * self.hidden)
+        weights["head.weight"] = draw(1, self.hidden)
+        if self.bias:
+            weights["head.bias"] = torch.full((1,), self.start)
+        return weights
+
+    def init_state(self, param_N: Tensor) -> State:
+        """Moments where the feature set has them, and the step count."""
+        return self.feature_set.init_state(param_N)
+
+    def init_carry(
+        self, n: int, *, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu"
+    ) -> Carry:
+        """`h{l}` and `c{l}`, (H, n) zeros."""
+        return {
+            f"{kind}{layer}": torch.zeros(self.hidden, n, dtype=dtype, device=device)
+            for layer in range(self.layers)
+            for kind in "hc"
+        }
+
+    def features(
+        self, grad_N: Tensor, param_N: Tensor, state: State, shape: tuple[int, ...]
+    ) -> tuple[Tensor, Tensor | None, State]:
+        """The feature set's features; the scale is its frame's factor on the step."""
+        return self.feature_set(grad_N, state)
+
+    def network(self, weights: Weights, features_FN: Tensor, carry: Carry) -> tuple[Tensor, Carry]:
+        """One step of every layer and the head. The reference; `stepsmith.kernels` mirrors it."""
+        new: Carry = {}
+        inputs_N = features_FN
+        for layer in range(self.layers):
+            joined_N = torch.cat([inputs_N, carry[f"h{layer}"]])
+            gates_N = torch.addmm(
+                weights[f"lstm{layer}.bias"][:, None], weights[f"lstm{layer}.weight"], joined_N
+            )
+            enter_HN, forget_HN, leave_HN, candidate_HN = gates_N.chunk(4)
+            cell_HN = forget_HN.sigmoid() * carry[f"c{layer}"]
+            cell_HN = cell_HN + enter_HN.sigmoid() * candidate_HN.tanh()
+            inputs_N = leave_HN.sigmoid() * cell_HN.tanh()
+            new[f"h{layer}"], new[f"c{layer}"] = inputs_N, cell_HN
+        output_ON = weights["head.weight"] @ inputs_N
+        if self.bias:
+            output_ON = output_ON + weights["head.bias"][:, None]
+        return output_ON, new
+
+    def step(self, output_ON: Tensor, scale_N: Tensor | None) -> Tensor:
+        """-step_scale * output (or its tanh) * scale: a positive output descends in the frame."""
+        size_N = output_ON[0].tanh() if self.output == "tanh" else output_ON[0]
+        delta_N = size_N * -self.step_scale
+        return delta_N if scale_N is None else delta_N * scale_N

@@ -1,0 +1,109 @@
+"""Safetensors with a JSON manifest in the same file, written atomically. Never pickle."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+_KEY = "stepsmith"
+
+
+class CheckpointError(ValueError):
+    """A file that cannot be written, or is not what it should be; the message is one line."""
+
+
+def fingerprint(tensors: Mapping[str, Tensor]) -> str:
+    """SHA-256 over names, dtypes, shapes and bytes, in hexadecimal."""
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        tensor = tensors[name].detach().cpu().contiguous()
+        digest.update(f"{name}|{tensor.dtype}|{tuple(tensor.shape)}|".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Write a file so that a kill or a full disk leaves the old one, or none, but never half a one.
+
+    Raises:
+        CheckpointError: the system refused (no space, no permission, no such folder).
+    """
+    temporary = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        if temporary is not None:
+            Path(temporary).unlink(missing_ok=True)
+        reason = error.strerror or str(error)
+        raise CheckpointError(
+            f"{path}: could not be written ({reason}); what was there before is untouched. "
+            "Make room or choose another folder."
+        ) from None
+
+
+def write(path: Path, tensors: Mapping[str, Tensor], manifest: Mapping[str, Any]) -> None:
+    """Write tensors and a manifest as one safetensors file, atomically.
+
+    Raises:
+        CheckpointError: as `write_bytes`.
+    """
+    held = {key: value.detach().cpu().contiguous().clone() for key, value in tensors.items()}
+    manifest = {**manifest, "fingerprint": fingerprint(held)}
+    write_bytes(path, save(held, metadata={_KEY: json.dumps(manifest)}))
+
+
+def read(path: Path, kind: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Read what `write` wrote.
+
+    Args:
+        path: the file.
+        kind: the manifest's `kind` must be this, such as `"rule"`.
+
+    Raises:
+        CheckpointError: missing, truncated, corrupted, not Stepsmith's, of another kind, or with
+            tensors that do not match the manifest.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise CheckpointError(f"{path}: no such file")
+    try:
+        with safe_open(str(path), framework="pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError, ValueError) as error:
+        raise CheckpointError(
+            f"{path}: not a readable safetensors file (truncated or corrupted: {error}); "
+            "copy it again or restore a backup"
+        ) from None
+    try:
+        manifest = json.loads(metadata[_KEY])
+    except (KeyError, json.JSONDecodeError):
+        raise CheckpointError(
+            f"{path}: a safetensors file, but it has no Stepsmith manifest; it was written by "
+            "another program"
+        ) from None
+    if not isinstance(manifest, dict) or manifest.get("kind") != kind:
+        found = manifest.get("kind") if isinstance(manifest, dict) else type(manifest).__name__
+        raise CheckpointError(f"{path}: holds a {found!r}, not a {kind!r}")
+    if manifest.get("fingerprint") != fingerprint(tensors):
+        raise CheckpointError(
+            f"{path}: the manifest does not match the weights (they were changed or mixed up "
+            "after saving); use the original file"
+        )
+    return tensors, manifest

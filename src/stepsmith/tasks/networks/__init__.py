@@ -1,0 +1,1 @@
+"""Optimizees of the papers, one family a file."""

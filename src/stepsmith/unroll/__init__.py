@@ -1,0 +1,10 @@
+"""The forward roll: many copies of an optimizee under any rule or optimizer.
+
+One function, below meta-training and evaluation alike, so that both measure the same thing.
+"""
+
+from stepsmith.unroll.copies import Copies, Layout
+from stepsmith.unroll.roll import Start, roll
+from stepsmith.unroll.steppers import RuleStepper, Stepper, TorchStepper
+
+__all__ = ["Copies", "Layout", "RuleStepper", "Start", "Stepper", "TorchStepper", "roll"]

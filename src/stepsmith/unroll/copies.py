@@ -1,0 +1,177 @@
+"""Many copies of one task in one flat tensor.
+
+Shape letters: C = copies, P = parameters of one optimizee (all tensors, flattened and joined),
+B = examples of a batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache, partial
+
+import torch
+from torch import Tensor
+
+from stepsmith.tasks.base import Batch, Buffers, Params, Task
+
+
+@cache
+def _pool(threads: int) -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(threads, "stepsmith", torch.set_num_threads, (1,))
+
+
+@contextmanager
+def one_thread_each() -> Iterator[ThreadPoolExecutor]:
+    """A pool of as many threads as torch uses, each of them running torch on itself alone."""
+    threads = torch.get_num_threads()
+    try:
+        yield _pool(threads)
+    finally:
+        # The BLAS library's count is global: the pool's threads have set it to one.
+        torch.set_num_threads(threads)
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where each tensor of an optimizee lies in its flat vector of P numbers."""
+
+    names: tuple[str, ...]
+    shapes: tuple[tuple[int, ...], ...]
+
+    @classmethod
+    def of(cls, params: Params) -> Layout:
+        """The layout of these parameters."""
+        return cls(tuple(params), tuple(tuple(p.shape) for p in params.values()))
+
+    @property
+    def sizes(self) -> list[int]:
+        """Numbers in each tensor."""
+        return [int(torch.Size(shape).numel()) for shape in self.shapes]
+
+    @property
+    def total(self) -> int:
+        """P."""
+        return sum(self.sizes)
+
+    @property
+    def spans(self) -> list[slice]:
+        """The slice of each tensor in the flat vector."""
+        ends = torch.tensor(self.sizes).cumsum(0).tolist()
+        return [slice(end - size, end) for end, size in zip(ends, self.sizes, strict=True)]
+
+    def flatten(self, params: Params) -> Tensor:
+        """Join the tensors into (P,)."""
+        return torch.cat([params[name].reshape(-1) for name in self.names])
+
+    def views(self, theta: Tensor) -> Params:
+        """Split (..., P) into tensors of shape (..., *shape)."""
+        lead = theta.shape[:-1]
+        parts = theta.split(self.sizes, dim=-1)
+        return {
+            name: part.reshape(*lead, *shape)
+            for name, part, shape in zip(self.names, parts, self.shapes, strict=True)
+        }
+
+
+class Copies:
+    """C copies of a task, each with random numbers of its own, so that a seed means the same run
+    whatever runs beside it.
+
+    Args:
+        task: the task.
+        seeds: one a copy.
+
+    Attributes:
+        theta: (C, P) parameters.
+        buffers: stacked buffers, (C, ...) each.
+        generators: one a copy: starts, batches and dropout all come from it.
+    """
+
+    def __init__(self, task: Task, seeds: Sequence[int]):
+        self.task = task
+        self.generators = [torch.Generator() for _ in seeds]
+        starts = []
+        for generator, seed in zip(self.generators, seeds, strict=True):
+            generator.manual_seed(seed)
+            starts.append(task.init(generator))
+        self.layout = Layout.of(starts[0][0])
+        self.theta = torch.stack([self.layout.flatten(params) for params, _ in starts])
+        self.buffers: Buffers = {
+            key: torch.stack([buffers[key] for _, buffers in starts]) for key in starts[0][1]
+        }
+
+    def __len__(self) -> int:
+        return len(self.generators)
+
+    def restart(self, copy: int) -> None:
+        """A fresh start for one copy, from its own generator."""
+        params, buffers = self.task.init(self.generators[copy])
+        self.theta[copy] = self.layout.flatten(params)
+        for key, value in buffers.items():
+            self.buffers[key][copy] = value
+
+    def batches(self, split: str) -> Batch:
+        """One batch a copy, stacked."""
+        return self.task.batches(self.generators, split)
+
+    def gradients(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Losses (C,) and gradients (C, P) on a stacked batch; buffers move on."""
+        if self.task.stacking == "vmap" and len(self) > 1:
+            return self._stacked(batch)
+        alone = partial(self._alone, batch=batch)
+        if self.task.stacking == "threads" and len(self) > 1:
+            with one_thread_each() as pool:
+                done = list(pool.map(alone, range(len(self))))
+        else:
+            done = [alone(copy) for copy in range(len(self))]
+        losses, grads, buffers = zip(*done, strict=True)
+        self.buffers = {key: torch.stack([b[key] for b in buffers]) for key in self.buffers}
+        return torch.stack(losses), torch.stack(grads)
+
+    def _alone(self, copy: int, batch: Batch) -> tuple[Tensor, Tensor, Buffers]:
+        """Loss (), gradient (P,) and buffers of one copy, by ordinary autograd."""
+        own = {key: value[copy] for key, value in self.buffers.items()}
+        theta_P = self.theta[copy].detach().requires_grad_()
+        loss, moved, _ = self.task.loss(
+            self.layout.views(theta_P),
+            own,
+            tuple(part[copy] for part in batch),
+            self.generators[copy],
+            True,
+        )
+        (grad_P,) = torch.autograd.grad(loss, theta_P)
+        return loss.detach(), grad_P, moved
+
+    def _stacked(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        theta_CP = self.theta.detach().requires_grad_()
+        with self.task.randomness(self.generators[0]):
+            losses_C, self.buffers = torch.func.vmap(self._loss, randomness="different")(
+                theta_CP, self.buffers, batch
+            )
+        (grad_CP,) = torch.autograd.grad(losses_C.sum(), theta_CP)
+        return losses_C.detach(), grad_CP
+
+    def _loss(self, theta_P: Tensor, buffers: Buffers, batch: Batch) -> tuple[Tensor, Buffers]:
+        loss, buffers, _ = self.task.loss(self.layout.views(theta_P), buffers, batch, None, True)
+        return loss, buffers
+
+    @torch.no_grad()
+    def test(self) -> dict[str, Tensor]:
+        """Mean loss and metrics over the whole test split: `loss` and each metric, (C,) each."""
+        rows = []
+        for copy in range(len(self)):
+            params = self.layout.views(self.theta[copy])
+            own = {key: value[copy] for key, value in self.buffers.items()}
+            totals: dict[str, Tensor] = {}
+            count = 0
+            for batch in self.task.test_batches():
+                loss, _, metrics = self.task.loss(params, own, batch, None, False)
+                size = len(batch[0])
+                count += size
+                for key, value in {"loss": loss, **metrics}.items():
+                    totals[key] = totals.get(key, torch.zeros_like(value)) + value * size
+            rows.append({key: value / count for key, value in totals.items()})
+        return {key: torch.stack([row[key] for row in rows]) for key in rows[0]}

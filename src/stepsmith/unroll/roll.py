@@ -1,0 +1,55 @@
+"""Rolling the copies forward.
+
+Shape letters: C = copies, P = parameters, T = steps.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from stepsmith.unroll.copies import Copies
+from stepsmith.unroll.steppers import Stepper
+
+
+@dataclass(frozen=True)
+class Start:
+    """What a hook sees before a step is made."""
+
+    step: int
+    losses_C: Tensor
+    grad_CP: Tensor
+
+
+def roll(
+    copies: Copies,
+    stepper: Stepper,
+    steps: int,
+    *,
+    split: str = "train",
+    hook: Callable[[Start], None] | None = None,
+) -> Tensor:
+    """Train the copies for `steps` steps.
+
+    Args:
+        copies: moved in place.
+        stepper: makes the steps.
+        steps: T.
+        split: where batches come from.
+        hook: called with each step's losses and gradients, before the step.
+
+    Returns:
+        (T, C) batch losses, each before its step. A copy that diverges goes on as it is: its
+        losses grow or turn into nan, and it disturbs no other copy.
+    """
+    losses = []
+    for step in range(steps):
+        losses_C, grad_CP = copies.gradients(copies.batches(split))
+        losses.append(losses_C)
+        if hook is not None:
+            hook(Start(step, losses_C, grad_CP))
+        stepper(copies.theta, grad_CP)
+    return torch.stack(losses) if losses else torch.empty(0, len(copies))

@@ -1,0 +1,221 @@
+"""What moves the copies: a rule on the flat tensor, or a `torch.optim` optimizer.
+
+Shape letters: C = copies, P = parameters of one optimizee, F = features, O = outputs,
+K = channels of one carried tensor.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from stepsmith import kernels
+from stepsmith.rules.base import Carry, Rule, State, Weights
+from stepsmith.unroll.copies import Layout
+
+MakeOptimizer = Callable[[Iterable[Tensor]], torch.optim.Optimizer]
+
+
+class Stepper(Protocol):
+    """Moves theta (C, P), in place, given the gradients (C, P)."""
+
+    def __call__(self, theta_CP: Tensor, grad_CP: Tensor) -> None:
+        """Make one step."""
+        ...
+
+
+class RuleStepper:
+    """A rule's statistics and carry for C copies, and its steps.
+
+    Args:
+        rule: the rule.
+        weights: its weights; replaced by `load`.
+        theta_CP: the copies' parameters, for shapes, dtype, device and first statistics.
+        layout: of one copy.
+        lr: factor on every step.
+        weight_decay: decoupled: theta <- (1 - lr * weight_decay) theta + lr * step.
+        backend: of the network's step.
+
+    Attributes:
+        state: coordinate statistics (C, P); per-tensor ones (C, tensors), or (C, 1) where the rule
+            couples nothing and all tensors share one.
+        carry: (K, C * P) tensors.
+    """
+
+    def __init__(
+        self,
+        rule: Rule,
+        weights: Weights,
+        theta_CP: Tensor,
+        layout: Layout,
+        *,
+        lr: float = 1.0,
+        weight_decay: float = 0.0,
+        backend: str = "auto",
+    ):
+        self.rule, self.layout = rule, layout
+        self.lr, self.weight_decay = lr, weight_decay
+        self.backend = backend
+        self.state = self._fresh_state(theta_CP)
+        self.carry = rule.init_carry(
+            theta_CP.numel(), dtype=theta_CP.dtype, device=theta_CP.device
+        )
+        self.load(weights, theta_CP)
+
+    def load(self, weights: Weights, theta_CP: Tensor) -> None:
+        """Step by these weights from now on."""
+        self._network = kernels.step_function(
+            self.rule, weights, theta_CP.dtype, theta_CP.device, self.backend
+        )
+
+    def _fresh_state(self, theta_CP: Tensor) -> State:
+        copies = len(theta_CP)
+        if self.rule.coupling == "none":
+            one = self.rule.init_state(theta_CP)
+            return {
+                key: value.expand(copies, 1).clone() if key in self.rule.per_tensor else value
+                for key, value in one.items()
+            }
+        parts = [
+            torch.func.vmap(self.rule.init_state)(theta_CP[:, span]) for span in self.layout.spans
+        ]
+        return {
+            key: torch.stack([part[key].expand(copies) for part in parts], dim=1)
+            if key in self.rule.per_tensor
+            else torch.cat([part[key] for part in parts], dim=1)
+            for key in parts[0]
+        }
+
+    def restart(self, copy: int, theta_CP: Tensor) -> None:
+        """Forget what one copy has seen."""
+        for key, fresh in self._fresh_state(theta_CP[copy : copy + 1]).items():
+            self.state[key][copy] = fresh[0]
+        size = theta_CP.shape[1]
+        fresh_carry = self.rule.init_carry(size, dtype=theta_CP.dtype, device=theta_CP.device)
+        for key, fresh in fresh_carry.items():
+            self.carry[key][:, copy * size : (copy + 1) * size] = fresh
+
+    @torch.no_grad()
+    def features(self, theta_CP: Tensor, grad_CP: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Features (F, C * P) and the scale (C * P,) or None; the statistics move on."""
+        if self.rule.coupling == "none":
+            shape = (theta_CP.shape[1],)
+            features_FCP, scale_CP, self.state = self.rule.features(
+                grad_CP, theta_CP, self.state, shape
+            )
+        else:
+            features_FCP, scale_CP = self._features_by_tensor(theta_CP, grad_CP)
+        scale = None if scale_CP is None else scale_CP.reshape(-1)
+        return features_FCP.reshape(len(features_FCP), -1), scale
+
+    def _features_by_tensor(
+        self, theta_CP: Tensor, grad_CP: Tensor
+    ) -> tuple[Tensor, Tensor | None]:
+        features, scales, states = [], [], []
+        for tensor, (span, shape) in enumerate(
+            zip(self.layout.spans, self.layout.shapes, strict=True)
+        ):
+            own = {
+                key: value[:, tensor] if key in self.rule.per_tensor else value[:, span]
+                for key, value in self.state.items()
+            }
+
+            def one(grad_N: Tensor, theta_N: Tensor, state: State, shape=shape):
+                features_FN, scale_N, state = self.rule.features(grad_N, theta_N, state, shape)
+                return features_FN, torch.empty(0) if scale_N is None else scale_N, state
+
+            features_CFN, scale_CN, state = torch.func.vmap(one)(
+                grad_CP[:, span], theta_CP[:, span], own
+            )
+            features.append(features_CFN.transpose(0, 1))
+            scales.append(scale_CN)
+            states.append(state)
+        self.state = {
+            key: torch.stack([s[key] for s in states], dim=1)
+            if key in self.rule.per_tensor
+            else torch.cat([s[key] for s in states], dim=1)
+            for key in self.state
+        }
+        scale_CP = torch.cat(scales, dim=1)
+        return torch.cat(features, dim=2), scale_CP if scale_CP.numel() else None
+
+    @torch.no_grad()
+    def move(self, theta_CP: Tensor, features: Tensor, scale: Tensor | None) -> None:
+        """Run the network on the features and move theta by its step."""
+        delta = torch.empty_like(theta_CP).view(-1)
+        for span in coupled_spans(self.rule, self.layout, len(theta_CP)):
+            carry = {key: value[:, span] for key, value in self.carry.items()}
+            output = self._network(features[:, span], carry)
+            delta[span] = self.rule.step(output, None if scale is None else scale[span])
+        if self.weight_decay:
+            theta_CP.mul_(1 - self.lr * self.weight_decay)
+        theta_CP.add_(delta.view_as(theta_CP), alpha=self.lr)
+
+    def __call__(self, theta_CP: Tensor, grad_CP: Tensor) -> None:
+        """One step."""
+        self.move(theta_CP, *self.features(theta_CP, grad_CP))
+
+
+def coupled_spans(rule: Rule, layout: Layout, copies: int) -> list[slice]:
+    """The spans of C * P coordinates a rule's network must see whole: one span for everything, or
+    one for each tensor of each copy where the network couples coordinates."""
+    size = layout.total
+    if rule.coupling != "network":
+        return [slice(0, copies * size)]
+    return [
+        slice(copy * size + span.start, copy * size + span.stop)
+        for copy in range(copies)
+        for span in layout.spans
+    ]
+
+
+ELEMENTWISE = (
+    torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW, torch.optim.RMSprop, torch.optim.Adagrad,
+    torch.optim.Adadelta, torch.optim.Adamax, torch.optim.NAdam, torch.optim.RAdam,
+    torch.optim.Rprop, torch.optim.ASGD,
+)  # fmt: skip
+"""Optimizers that treat each number alone, so that C copies in one tensor are C separate runs."""
+
+
+class TorchStepper:
+    """A `torch.optim` optimizer on the copies.
+
+    Elementwise optimizers get one (C, P) tensor; any other gets each copy's own tensors and an
+    instance a copy.
+
+    Args:
+        make: called with parameters, returns the optimizer.
+        theta_CP: the copies' parameters.
+        layout: of one copy.
+    """
+
+    def __init__(self, make: MakeOptimizer, theta_CP: Tensor, layout: Layout):
+        self.layout = layout
+        self._joined = torch.nn.Parameter(theta_CP.clone())
+        optimizer = make([self._joined])
+        self._split: list[list[Tensor]] | None = None
+        self._optimizers = [optimizer]
+        if type(optimizer) not in ELEMENTWISE:
+            self._split = [
+                [torch.nn.Parameter(p.clone()) for p in layout.views(row).values()]
+                for row in theta_CP
+            ]
+            self._optimizers = [make(params) for params in self._split]
+
+    def __call__(self, theta_CP: Tensor, grad_CP: Tensor) -> None:
+        """One step."""
+        if self._split is None:
+            self._joined.grad = grad_CP
+            self._optimizers[0].step()
+            theta_CP.copy_(self._joined.detach())
+            return
+        for copy, (params, optimizer) in enumerate(
+            zip(self._split, self._optimizers, strict=True)
+        ):
+            for param, grad in zip(params, self.layout.views(grad_CP[copy]).values(), strict=True):
+                param.grad = grad.clone()
+            optimizer.step()
+            theta_CP[copy] = torch.cat([p.detach().reshape(-1) for p in params])
