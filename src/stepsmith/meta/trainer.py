@@ -19,6 +19,7 @@ import torch
 from stepsmith.hub import TrainedRule
 from stepsmith.meta.adjoint import LossTimes, Window, adjoint_window
 from stepsmith.meta.checkpoint import load_run, save_run
+from stepsmith.meta.interrupt import Interrupt
 from stepsmith.meta.losses import META_LOSSES, meta_loss
 from stepsmith.meta.progress import Reporter
 from stepsmith.rules import Rule, make_rule
@@ -315,6 +316,7 @@ def meta_train(
     Raises:
         ValueError: a bad configuration, a rule without weights, a checkpoint of another one.
         RuntimeError: no validation ever had a finite score.
+        KeyboardInterrupt: interrupted; the window was finished and a checkpoint written first.
 
     >>> from stepsmith.tasks import Quadratic
     >>> trained = meta_train(Quadratic(), "joined", steps=400, horizon=20, validations=1)
@@ -337,7 +339,7 @@ def meta_train(
         run.progress.elapsed = earlier + time.perf_counter() - begun
 
     events = folder / "tensorboard" if tensorboard and folder is not None else None
-    with Reporter(run, shown=progress, tensorboard=events) as reporter:
+    with Interrupt() as interrupt, Reporter(run, shown=progress, tensorboard=events) as reporter:
         if not run.progress.validations:
             run.validate()
             tick()
@@ -351,9 +353,13 @@ def meta_train(
             reporter.show(window)
             if on_window is not None:
                 on_window(run, window)
-            if checkpoint and time.perf_counter() - saved > settings.checkpoint_seconds:
+            stale = time.perf_counter() - saved > settings.checkpoint_seconds
+            if checkpoint and (stale or interrupt.asked):
                 save_run(run, checkpoint)
                 saved = time.perf_counter()
+            if interrupt.asked:
+                kept = f"; continue with resume=True, out={str(folder)!r}" if checkpoint else ""
+                raise KeyboardInterrupt(f"meta-training was interrupted{kept}")
     if run.progress.best_score is None:
         raise RuntimeError(
             "meta_train: no validation had a finite score; try a smaller step_scale or lr"

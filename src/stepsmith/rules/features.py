@@ -78,7 +78,8 @@ class Moments:
         square_N = state["exp_avg_sq"] * self.beta2
         square_N = torch.addcmul(square_N, grad_N, grad_N, value=1 - self.beta2)
         mean_hat_N = mean_N / (1 - self.beta1**step)
-        inverse_N = (square_N / (1 - self.beta2**step)).sqrt_().add_(self.eps).reciprocal_()
+        # Not in place: the reference with second derivatives differentiates through here.
+        inverse_N = ((square_N / (1 - self.beta2**step)).sqrt() + self.eps).reciprocal()
         new = {"exp_avg": mean_N, "exp_avg_sq": square_N, "step": step}
         return mean_hat_N, mean_hat_N * inverse_N, grad_N * inverse_N, new
 

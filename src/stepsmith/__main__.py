@@ -1,0 +1,5 @@
+"""`python -m stepsmith`."""
+
+from stepsmith.cli import main
+
+main()

@@ -1,0 +1,285 @@
+"""The command line: `stepsmith demo`, `train`, `evaluate`, `report`, `info`, `tasks`, `rules`."""
+
+from __future__ import annotations
+
+import json
+import logging
+import shlex
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.logging import RichHandler
+from rich.table import Table
+
+from stepsmith import demo as demonstration
+from stepsmith import store
+from stepsmith.evaluate import BASELINES, Key, Records, evaluate
+from stepsmith.evaluate.run import add_meta_training, learned_key
+from stepsmith.hub import BUNDLED, TrainedRule, load
+from stepsmith.meta.trainer import meta_train
+from stepsmith.report import new_run_folder, rerender, write_results
+from stepsmith.report.verdict import verdicts
+from stepsmith.rules import CLASSIC, LEARNED, make_rule
+from stepsmith.tasks import make_task, task_names
+
+app = typer.Typer(
+    help="Learned optimizers: meta-train an update rule, use it, measure it.",
+    no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+)  # fmt: skip
+console = Console(highlight=False)
+
+TaskOption = Annotated[
+    str, typer.Option("--task", "-t", help="Task by name (`stepsmith tasks`) or module:function.")
+]
+DataDir = Annotated[
+    Path | None,
+    typer.Option(help="Folder with parquet, idx or image files; or set STEPSMITH_DATA_DIR."),
+]
+Source = Annotated[str, typer.Option(help="Data from: auto, sample, directory or hub.")]
+Out = Annotated[Path, typer.Option(help="Folder for runs; a run never overwrites an older one.")]
+
+
+@app.command()
+def demo(
+    seconds: Annotated[float, typer.Option(help="Seconds of meta-training.")] = 100.0,
+    seed: Annotated[int, typer.Option(help="Seed of everything.")] = 0,
+    out: Out = Path("runs"),
+) -> None:
+    """Meta-train on real images, compare with tuned Adam and NAG, transfer, write a report."""
+    demonstration.demo(seconds=seconds, seed=seed, out=out, command=_command(), console=console)
+
+
+@app.command()
+def train(
+    task: TaskOption = "mlp-mnist",
+    rule: Annotated[str, typer.Option("--rule", "-r", help="joined, l2o_dm or rnnprop.")] = "joined",
+    seconds: Annotated[float | None, typer.Option(help="Budget in seconds [default: 120].")] = None,
+    steps: Annotated[int | None, typer.Option(help="Budget in inner steps; repeatable.")] = None,
+    horizon: Annotated[int, typer.Option(help="Steps of an episode.")] = 100,
+    window: Annotated[int | None, typer.Option(help="Steps of a window; the horizon.")] = None,
+    copies: Annotated[int, typer.Option(help="Optimizees at once.")] = 2,
+    samples: Annotated[int, typer.Option(help="Coordinate-steps replayed a window.")] = 40_000,
+    loss: Annotated[str, typer.Option(help="Meta-loss: mean, final or log.")] = "mean",
+    lr: Annotated[float, typer.Option(help="Meta-Adam's peak rate.")] = 1e-2,
+    seed: Annotated[int, typer.Option(help="Seed of everything.")] = 0,
+    hidden: Annotated[int | None, typer.Option(help="LSTM units a layer.")] = None,
+    layers: Annotated[int | None, typer.Option(help="LSTM layers.")] = None,
+    inputs: Annotated[str | None, typer.Option(help="raw, log_sign, adam or joined.")] = None,
+    step_scale: Annotated[float | None, typer.Option(help="Factor on the step.")] = None,
+    name: Annotated[str | None, typer.Option(help="Name of the trained rule.")] = None,
+    source: Source = "auto",
+    data_dir: DataDir = None,
+    out: Out = Path("runs"),
+    resume: Annotated[
+        Path | None, typer.Option(help="Continue this run's folder; other options are ignored.")
+    ] = None,
+    tensorboard: Annotated[bool, typer.Option(help="Write TensorBoard events too.")] = False,
+) -> None:
+    """Meta-train an update rule on a task."""
+    if resume is not None:
+        folder, config = resume, _read_config(resume)
+    else:
+        given = {"hidden": hidden, "layers": layers, "inputs": inputs, "step_scale": step_scale}
+        budget = {"steps": steps} if steps is not None else {"seconds": seconds or 120.0}
+        if steps is not None and seconds is not None:
+            raise ValueError("train: give --seconds or --steps, not both")
+        if seconds is not None:
+            budget = {"seconds": seconds}
+        config: dict[str, Any] = {
+            "task": task, "source": source, "data_dir": str(data_dir) if data_dir else None,
+            "rule": rule, "rule_arguments": {k: v for k, v in given.items() if v is not None},
+            "meta_training": {
+                **budget, "horizon": horizon, "window": window, "copies": copies,
+                "samples": samples, "loss": loss, "lr": lr, "seed": seed,
+            },
+            "name": name, "command": _command(),
+        }  # fmt: skip
+        folder = None
+    made = make_task(config["task"], **_data_options(config))
+    made_rule = make_rule(config["rule"], **config["rule_arguments"])
+    if folder is None:
+        folder = new_run_folder(out, f"train-{_slug(task)}")
+        store.write_bytes(folder / "config.json", json.dumps(config, indent=2).encode())
+    console.print(f"Meta-training [bold]{config['rule']}[/] on [bold]{made.name}[/] in {folder}")
+    trained = meta_train(
+        made, made_rule, out=folder, resume=resume is not None, progress=True,
+        tensorboard=tensorboard, name=config["name"], **config["meta_training"],
+    )  # fmt: skip
+    records = Records()
+    key = Key(
+        recipe="train", scale="full", task=made.name, network=made.network_name,
+        data=made.data_name, horizon=config["meta_training"]["horizon"],
+    )  # fmt: skip
+    add_meta_training(records, learned_key(key, f"learned ({trained.name})", trained), trained)
+    write_results(
+        folder, records, recipe="train", scale="full", command=config["command"], config=config,
+        overwrite=True,
+    )  # fmt: skip
+    manifest = trained.manifest
+    console.print(
+        f"Best validation {manifest['validation']['score']:.4g} after {manifest['inner_steps']:,} "
+        f"inner steps in {manifest['seconds']:.0f} s. The optimizer: {folder / 'rule.safetensors'}"
+    )
+
+
+@app.command("evaluate")
+def evaluate_command(
+    task: TaskOption = "mlp-mnist",
+    rule: Annotated[
+        list[str] | None, typer.Option("--rule", "-r", help="Bundled name or file; repeatable.")
+    ] = None,
+    baseline: Annotated[
+        list[str] | None, typer.Option("--baseline", "-b", help="Repeatable; all by default.")
+    ] = None,
+    steps: Annotated[int, typer.Option(help="Horizon.")] = 100,
+    seeds: Annotated[int, typer.Option(help="Runs of each optimizer.")] = 32,
+    tuning_seeds: Annotated[int, typer.Option(help="Runs of each rate.")] = 8,
+    timing: Annotated[bool, typer.Option(help="Measure seconds per step.")] = True,
+    recipe: Annotated[str, typer.Option(help="Name in the records.")] = "evaluate",
+    scale: Annotated[str, typer.Option(help="full, small or quick.")] = "full",
+    folder: Annotated[Path | None, typer.Option(help="Write exactly here.")] = None,
+    source: Source = "auto",
+    data_dir: DataDir = None,
+    out: Out = Path("runs"),
+) -> None:
+    """Compare rules with tuned baselines on fresh starts of a task."""
+    config: dict[str, Any] = {
+        "task": task, "source": source, "data_dir": str(data_dir) if data_dir else None,
+        "rules": rule or [], "baselines": baseline if baseline is not None else list(BASELINES),
+        "steps": steps, "seeds": seeds, "tuning_seeds": tuning_seeds,
+    }  # fmt: skip
+    made = make_task(task, **_data_options(config))
+    trained = [load(name) for name in config["rules"]]
+    with console.status("...") as status:
+        result = evaluate(
+            made, trained, config["baselines"], recipe=recipe, scale=scale, say=status.update,
+            steps=steps, seeds=seeds, tuning_seeds=tuning_seeds,
+            **({} if timing else {"timing_rounds": 0}),
+        )  # fmt: skip
+        status.update("drawing the report")
+        where = folder or new_run_folder(out, f"evaluate-{_slug(task)}")
+        summary = write_results(
+            where, result.records, recipe=recipe, scale=scale, command=_command(), config=config
+        )
+    print_rows(summary["rows"])
+    for sentence in verdicts(summary["rows"]):
+        console.print(sentence)
+    console.print(f"Report: {where / 'report.html'}")
+
+
+@app.command()
+def report(folder: Annotated[Path, typer.Argument(help="Folder of a run.")]) -> None:
+    """Draw a run's figures and page again, from its records alone."""
+    console.print(f"Report: {rerender(folder)}")
+
+
+@app.command()
+def info(checkpoint: Annotated[str, typer.Argument(help="Bundled name or file.")]) -> None:
+    """Say what a trained rule is and how it came to be."""
+    trained = load(checkpoint)
+    table = Table(show_header=False, box=None, pad_edge=False)
+    for label, value in _described(trained):
+        table.add_row(f"[bold]{label}", value)
+    console.print(table)
+
+
+@app.command()
+def tasks() -> None:
+    """List the tasks."""
+    for name in task_names():
+        console.print(name)
+    console.print(
+        "Also NETWORK-DATA with any image set by name, hub id or folder, and module:function.",
+        style="dim",
+    )
+
+
+@app.command()
+def rules() -> None:
+    """List the rules and the trained ones that come with the package."""
+    console.print(f"learned: {', '.join(LEARNED)}")
+    console.print(f"classic: {', '.join(CLASSIC)}")
+    console.print(f"trained, bundled: {', '.join(BUNDLED)}")
+
+
+def print_rows(rows: list[dict[str, Any]]) -> None:
+    """Print the losses of a summary as a table."""
+    shown = [row for row in rows if row["metric"] in ("mean_train_loss", "final_train_loss")]
+    table = Table("task", "optimizer", "metric", "mean", "95 %", "ratio", "diverged")
+    for row in sorted(shown, key=lambda r: (r["task"], r["metric"], r["mean"] or 9e9)):
+        ratio = "" if row["ratio"] is None else f"{row['ratio']:.3f}"
+        interval = f"{row['low']:.4g} to {row['high']:.4g}" if row["low"] is not None else ""
+        table.add_row(
+            row["task"], row["optimizer"], row["metric"].replace("_train_loss", " loss"),
+            f"{row['mean']:.4g}", interval, ratio, f"{row['diverged']}/{row['seeds']}",
+            style="bold" if row["kind"] == "learned" else None,
+        )  # fmt: skip
+    console.print(table)
+
+
+def _described(trained: TrainedRule) -> list[tuple[str, str]]:
+    manifest = trained.manifest
+    weights = sum(value.numel() for value in trained.weights.values())
+    return [
+        ("name", trained.name),
+        ("rule", f"{type(trained.rule).__name__} {json.dumps(trained.rule.config())}"),
+        ("weights", f"{weights:,}, fingerprint {trained.fingerprint[:16]}"),
+        ("tasks", ", ".join(manifest.get("tasks", [])) or "unknown"),
+        ("data", str(manifest.get("data", "unknown"))),
+        ("horizon", str(trained.horizon)),
+        ("validation", json.dumps(manifest.get("validation"))),
+        ("meta-training", json.dumps(manifest.get("meta_training"))),
+        ("cost", f"{manifest.get('seconds')} s, {manifest.get('inner_steps')} inner steps"),
+        ("version", str(manifest.get("version"))),
+        ("licence", str(manifest.get("licence"))),
+    ]
+
+
+def _data_options(config: dict[str, Any]) -> dict[str, Any]:
+    # A user's own task function gets no options of ours.
+    if ":" in config["task"]:
+        return {}
+    return {"source": config["source"], "data_dir": config["data_dir"]}
+
+
+def _read_config(folder: Path) -> dict[str, Any]:
+    path = folder / "config.json"
+    try:
+        return json.loads(path.read_text())
+    except FileNotFoundError:
+        raise ValueError(f"{path}: no such file; --resume takes the folder of a run") from None
+    except (OSError, json.JSONDecodeError) as error:
+        raise ValueError(f"{path}: not a readable configuration ({error})") from None
+
+
+def _slug(name: str) -> str:
+    return "".join(c if c.isalnum() or c in "-_." else "-" for c in name)
+
+
+def _command() -> str:
+    return shlex.join(["stepsmith", *sys.argv[1:]])
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command line; a user's mistake is one line and exit code 2, never a traceback."""
+    logging.basicConfig(
+        level=logging.WARNING, format="%(message)s",
+        handlers=[RichHandler(console=Console(stderr=True), show_time=False, show_path=False)],
+    )  # fmt: skip
+    try:
+        app(arguments, standalone_mode=True)
+    except KeyboardInterrupt as error:
+        _fail(str(error) or "interrupted; what was saved before is intact")
+    except (ValueError, TypeError, OSError, RuntimeError, ArithmeticError) as error:
+        _fail(f"{error}" if str(error) else type(error).__name__)
+
+
+def _fail(message: str) -> None:
+    print(f"stepsmith: {' '.join(message.split())}", file=sys.stderr)
+    raise SystemExit(2)
+
+

@@ -1,0 +1,170 @@
+"""The trainer: budgets, determinism, resuming, interruption, bad input."""
+
+from __future__ import annotations
+
+import os
+import signal
+
+import pytest
+import torch
+
+from stepsmith import load
+from stepsmith.meta import MetaTrainConfig, meta_train
+from stepsmith.meta.trainer import Run
+from stepsmith.rules import make_rule
+from stepsmith.store import CheckpointError
+from stepsmith.tasks import Quadratic
+
+SMALL = {"horizon": 12, "copies": 3, "validations": 3, "validation_copies": 4, "samples": 60}
+
+
+def same(one, two) -> bool:
+    return all(torch.equal(one.weights[key], two.weights[key]) for key in one.weights)
+
+
+def test_meta_training_beats_the_fresh_rule_and_adam_on_quadratics():
+    scores = []
+    trained = meta_train(
+        Quadratic(4), "joined", steps=40_000, horizon=40, copies=8, validation_copies=64,
+        validations=4, on_window=lambda run, window: scores.append(window.value),
+    )  # fmt: skip
+    first, best = trained.manifest["validations"][0]["score"], trained.manifest["validation"]
+    assert best["score"] < 0.7 * first
+    assert trained.manifest["inner_steps"] >= 40_000
+
+
+@pytest.mark.parametrize("window", [None, 4])
+def test_same_seed_same_numbers(window):
+    runs = [
+        meta_train(Quadratic(3), steps=300, window=window, seed=seed, **SMALL)
+        for seed in (1, 1, 2)
+    ]
+    assert same(runs[0], runs[1])
+    assert not same(runs[0], runs[2])
+
+
+@pytest.mark.parametrize("window", [None, 4])
+def test_resuming_gives_the_numbers_of_an_uninterrupted_run(tmp_path, window, tiny_task):
+    common = {**SMALL, "window": window, "seed": 5}
+    whole = meta_train(tiny_task, steps=432, **common)
+
+    def stop(run: Run, window) -> None:
+        if run.progress.inner_steps >= 180:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt, match="continue with resume=True"):
+        meta_train(tiny_task, steps=432, out=tmp_path, on_window=stop, **common)
+    resumed = meta_train(tiny_task, steps=432, out=tmp_path, resume=True, **common)
+    assert same(whole, resumed)
+    for key in ("updates", "inner_steps"):
+        assert whole.manifest[key] == resumed.manifest[key]
+    scores = [[v["score"] for v in t.manifest["validations"]] for t in (whole, resumed)]
+    assert scores[0] == scores[1]
+    assert same(load(tmp_path / "rule.safetensors"), resumed)
+
+
+def test_a_checkpoint_of_other_settings_is_refused(tmp_path):
+    meta_train(Quadratic(3), steps=72, out=tmp_path, **SMALL)
+    with pytest.raises(CheckpointError, match=r"lr=0\.01 \(now 0\.5\)"):
+        meta_train(Quadratic(3), steps=72, out=tmp_path, resume=True, lr=0.5, **SMALL)
+    with pytest.raises(CheckpointError, match="rule"):
+        meta_train(Quadratic(3), "rnnprop", steps=72, out=tmp_path, resume=True, **SMALL)
+    with pytest.raises(CheckpointError, match="no such file"):
+        meta_train(Quadratic(3), steps=72, out=tmp_path / "none", resume=True, **SMALL)
+
+
+def test_a_finished_run_can_be_given_more_budget(tmp_path):
+    meta_train(Quadratic(3), steps=72, out=tmp_path, **SMALL)
+    more = meta_train(Quadratic(3), steps=144, out=tmp_path, resume=True, **SMALL)
+    assert more.manifest["inner_steps"] == 144
+
+
+def test_short_windows_run_at_staggered_ages():
+    config = MetaTrainConfig(steps=10, horizon=12, window=4, copies=3)
+    run = Run(Quadratic(3), make_rule("joined"), config)
+    ages = []
+    for _ in range(12):
+        run.window()
+        ages.append(tuple(run.ages))
+    assert all(sorted(row) == [0, 4, 8] for row in ages[2:])
+
+
+def test_windows_of_the_whole_horizon_start_afresh():
+    run = Run(Quadratic(3), make_rule("joined"), MetaTrainConfig(steps=10, horizon=6, copies=2))
+    instance = run.copies.buffers["W"].clone()
+    run.window()
+    assert run.ages == [0, 0]
+    assert not torch.equal(run.copies.buffers["W"], instance)
+    assert all(bool((carry == 0).all()) for carry in run.stepper.carry.values())
+    assert bool((run.stepper.state["step"] == 0).all())
+
+
+def test_nonfinite_windows_are_skipped_counted_and_said_once(caplog):
+    class Broken(Quadratic):
+        def loss(self, params, buffers, batch, generator, train):
+            loss, buffers, metrics = super().loss(params, buffers, batch, generator, train)
+            return loss * float("nan"), buffers, metrics
+
+    run = Run(Broken(3), make_rule("joined"), MetaTrainConfig(steps=10, horizon=6, copies=2))
+    before = {key: value.detach().clone() for key, value in run.weights.items()}
+    for _ in range(3):
+        run.window()
+    assert run.progress.skipped == 3
+    assert run.progress.updates == 0
+    assert len([r for r in caplog.records if "not finite" in r.message]) == 1
+    assert all(torch.equal(before[key], run.weights[key]) for key in before)
+    with pytest.raises(RuntimeError, match="no validation had a finite score"):
+        meta_train(Broken(3), steps=12, horizon=6, copies=2, validation_copies=2)
+
+
+def test_a_seconds_budget_ends():
+    trained = meta_train(Quadratic(3), seconds=0.5, **SMALL)
+    assert 0.5 <= trained.manifest["seconds"] < 5
+
+
+def test_the_rate_warms_up_and_decays():
+    config = MetaTrainConfig(steps=100, lr=0.02, warmup=0.1, final_lr=0.1)
+    assert config.rate(0.05) == pytest.approx(0.01)
+    assert config.rate(0.1) == pytest.approx(0.02)
+    assert config.rate(1.0) == pytest.approx(0.002)
+
+
+@pytest.mark.parametrize(
+    ("bad", "match"),
+    [
+        ({}, "budget"),
+        ({"seconds": 1, "steps": 1}, "budget"),
+        ({"steps": 0}, "steps"),
+        ({"seconds": -1}, "seconds"),
+        ({"steps": 9, "copies": 0}, "copies"),
+        ({"steps": 9, "window": 200}, "window"),
+        ({"steps": 9, "window": 30}, "multiple"),
+        ({"steps": 9, "fraction": 0.0}, "fraction"),
+        ({"steps": 9, "samples": 0}, "samples"),
+        ({"steps": 9, "lr": -0.1}, "lr"),
+        ({"steps": 9, "lr": float("nan")}, "lr"),
+        ({"steps": 9, "loss": "median"}, "mean, final, log"),
+        ({"steps": 9, "losses": "during"}, "after, before"),
+        ({"steps": 9, "validations": 0}, "validations"),
+        ({"steps": 9, "final_lr": 2.0}, "final_lr"),
+    ],
+)
+def test_bad_settings_are_refused_when_made(bad, match):
+    with pytest.raises(ValueError, match=match):
+        MetaTrainConfig(**bad)
+
+
+def test_classic_rules_have_nothing_to_learn():
+    with pytest.raises(ValueError, match="nothing to meta-train"):
+        meta_train(Quadratic(3), make_rule("adam"), steps=10)
+
+
+def test_tensorboard_and_resume_need_a_folder():
+    with pytest.raises(ValueError, match="out=FOLDER"):
+        meta_train(Quadratic(3), steps=10, resume=True)
+
+
+def test_tensorboard_writes_events(tmp_path):
+    pytest.importorskip("tensorboard")
+    meta_train(Quadratic(3), steps=72, out=tmp_path, tensorboard=True, **SMALL)
+    assert list((tmp_path / "tensorboard").glob("events.*"))
