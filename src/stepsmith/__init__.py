@@ -3,13 +3,42 @@
 Meta-train an update rule, deploy it as a `torch.optim.Optimizer`, measure how it transfers.
 """
 
-from stepsmith.hub import BUNDLED, TrainedRule, load, save
-from stepsmith.meta.trainer import MetaTrainConfig, meta_train
-from stepsmith.optim import LearnedOptimizer
-from stepsmith.rules import Rule, make_rule, register
-from stepsmith.store import CheckpointError
-from stepsmith.tasks import Task, load_images, make_task
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
 from stepsmith.version import __version__
+
+if TYPE_CHECKING:
+    from stepsmith.hub import BUNDLED, TrainedRule, load, save
+    from stepsmith.meta.trainer import MetaTrainConfig, meta_train
+    from stepsmith.optim.learned import LearnedOptimizer
+    from stepsmith.rules import Rule, make_rule, register
+    from stepsmith.store import CheckpointError
+    from stepsmith.tasks import Task, load_images, make_task
+
+# Loaded on first use: deploying a rule must not wait for plotting and data libraries.
+_HOMES = {
+    "hub": ("BUNDLED", "TrainedRule", "load", "save"),
+    "meta.trainer": ("MetaTrainConfig", "meta_train"),
+    "optim.learned": ("LearnedOptimizer",),
+    "rules": ("Rule", "make_rule", "register"),
+    "store": ("CheckpointError",),
+    "tasks": ("Task", "load_images", "make_task"),
+}
+_HOME = {name: home for home, names in _HOMES.items() for name in names}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'stepsmith' has no attribute {name!r}")
+    return getattr(importlib.import_module(f"stepsmith.{_HOME[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*_HOME, "__version__"])
+
 
 __all__ = [
     "BUNDLED", "CheckpointError", "LearnedOptimizer", "MetaTrainConfig", "Rule", "Task",

@@ -18,7 +18,8 @@ RESAMPLES = 10_000
 PENALTY = 10.0
 """A run that diverged counts as this many times its initial loss."""
 SMOOTHING = 10
-"""Steps a loss curve is smoothed over before it is held against a target."""
+"""Steps a loss curve is smoothed over before it is held against a target; no more than the last
+tenth of the horizon, so that the curve whose last tenth is the target meets it."""
 
 METRICS = (
     "mean_train_loss", "final_train_loss", "test_loss", "test_accuracy", "steps_to_baseline",
@@ -91,12 +92,17 @@ def _number(value: float) -> float | None:
     return float(value) if math.isfinite(value) else None
 
 
-def smoothed(curve_T: np.ndarray) -> np.ndarray:
-    """Trailing means over `SMOOTHING` steps, along the last axis; shorter at the start."""
+def smoothing(steps: int) -> int:
+    """Steps smoothed over at a horizon."""
+    return min(SMOOTHING, max(1, steps // 10))
+
+
+def smoothed(curve_T: np.ndarray, width: int = SMOOTHING) -> np.ndarray:
+    """Trailing means over `width` steps, along the last axis; shorter at the start."""
     total = np.cumsum(curve_T, axis=-1)
-    width = np.minimum(np.arange(1, curve_T.shape[-1] + 1), SMOOTHING)
-    total[..., SMOOTHING:] = total[..., SMOOTHING:] - total[..., :-SMOOTHING].copy()
-    return total / width
+    counted = np.minimum(np.arange(1, curve_T.shape[-1] + 1), width)
+    total[..., width:] = total[..., width:] - total[..., :-width].copy()
+    return total / counted
 
 
 def first_reach(curve_T: np.ndarray, target: float) -> np.ndarray:
@@ -104,9 +110,9 @@ def first_reach(curve_T: np.ndarray, target: float) -> np.ndarray:
 
     Only full smoothing windows count, so that one lucky first batch does not.
     """
-    smooth = smoothed(curve_T)
-    below = smooth <= target * (1 + 1e-9)
-    below[..., : SMOOTHING - 1] = False
+    width = smoothing(curve_T.shape[-1])
+    below = smoothed(curve_T, width) <= target + 1e-9 * abs(target)
+    below[..., : width - 1] = False
     return np.where(below.any(-1), below.argmax(-1) + 1.0, np.inf)
 
 

@@ -44,8 +44,8 @@ class ModuleTask(Task):
             vmap otherwise.
 
     Raises:
-        ValueError: a batch size below 1, a module without parameters that require gradients, with
-            tied or complex ones, or a loss that is no single number.
+        ValueError: a batch size below 1, a module without parameters that require gradients or
+            with complex ones, or a loss that is no single number.
     """
 
     def __init__(
@@ -95,14 +95,13 @@ class ModuleTask(Task):
             module = self._make_module()
         if not isinstance(module, nn.Module):
             raise ValueError(f"make_module must return an nn.Module, got {type(module).__name__}")
+        if any(p.is_complex() for p in module.parameters()):
+            raise ValueError("complex parameters are not supported; use torch.view_as_real")
         return module.to(device=self.device, dtype=self.dtype)
 
     def _check_module(self) -> None:
-        trained = {k: p for k, p in self._module.named_parameters() if p.requires_grad}
-        if not trained:
+        if not any(p.requires_grad for p in self._module.parameters()):
             raise ValueError(f"{self.name}: no parameter requires a gradient; nothing to optimise")
-        if any(p.is_complex() for p in trained.values()):
-            raise ValueError(f"{self.name}: complex parameters are not supported")
 
     def _probe(self) -> bool:
         """Run one batch; whether the training pass draws random numbers (dropout)."""

@@ -1,0 +1,133 @@
+"""Tuning and comparing, on quadratics and a tiny network."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from stepsmith.evaluate import BASELINES, Baseline, Key, Records, evaluate
+from stepsmith.evaluate.tuning import WIDEST, tune
+from stepsmith.hub import TrainedRule
+from stepsmith.rules import make_rule
+from stepsmith.tasks import Quadratic
+
+FEW = {"steps": 20, "seeds": 4, "tuning_seeds": 2, "timing_rounds": 2}
+
+
+def fresh(name: str = "fresh") -> TrainedRule:
+    rule = make_rule("joined")
+    manifest = {"name": name, "tasks": ["quadratic"], "seconds": 2.0,
+                "validations": [{"inner_steps": 0, "seconds": 0.0, "score": 3.0}]}  # fmt: skip
+    return TrainedRule(rule, rule.init(torch.Generator().manual_seed(0)), manifest)
+
+
+def bowl(best: float):
+    """Losses (2, 10) of a pretend optimizer whose best rate is `best`."""
+    return lambda entry, rate: np.full((2, 10), 1 + np.log(rate / best) ** 2)
+
+
+@pytest.mark.parametrize("best", [0.1, 3.0, 1e-4])
+def test_the_grid_widens_while_its_edge_wins(best):
+    entry = Baseline("toy", torch.optim.SGD, 0.1)
+    records = Records()
+    tuned = tune(entry, bowl(best), records, Key(task="t", horizon=10), [0, 1])
+    for rate in tuned.rates.values():
+        assert abs(np.log2(rate / best)) <= 0.5 + 1e-9
+        assert min(tuned.tried) < rate < max(tuned.tried)
+    assert len(tuned.tried) >= 9
+    assert tuned.at_edge == ()
+    assert len(list(records.select("train_loss", purpose="tuning"))) == len(tuned.tried)
+
+
+def test_a_grid_that_never_stops_winning_at_its_edge_says_so():
+    entry = Baseline("toy", torch.optim.SGD, 0.1)
+    tuned = tune(entry, bowl(1e9), Records(), Key(horizon=10), [0, 1])
+    assert len(tuned.tried) == WIDEST
+    assert tuned.at_edge == ("mean", "final")
+
+
+def test_each_criterion_has_its_own_rate():
+    def run(entry, rate):
+        losses = np.ones((2, 10))
+        losses[:, :9] += np.log(rate / 0.4) ** 2
+        losses[:, 9:] += np.log(rate / 0.05) ** 2
+        return losses
+
+    tuned = tune(Baseline("toy", torch.optim.SGD, 0.1), run, Records(), Key(horizon=10), [0, 1])
+    assert tuned.rates == {"mean": pytest.approx(0.4), "final": pytest.approx(0.05)}
+
+
+def test_tuning_needs_nine_rates():
+    with pytest.raises(ValueError, match="points >= 9"):
+        tune(Baseline("t", torch.optim.SGD, 1.0), bowl(1), Records(), Key(), [0], points=5)
+    with pytest.raises(ValueError, match="rates must be > 0"):
+        Baseline("t", torch.optim.SGD, -1.0)
+
+
+def test_evaluate_compares_rules_and_baselines(tiny_task):
+    result = evaluate(tiny_task, {"mine": fresh()}, ["adam", "nag"], **FEW)
+    rows = result.rows()
+    metrics = {row["metric"] for row in rows if row["optimizer"] == "mine"}
+    assert {"mean_train_loss", "final_train_loss", "test_loss", "test_accuracy",
+            "steps_to_baseline", "seconds_to_baseline", "seconds_per_step"} == metrics  # fmt: skip
+    assert {row["optimizer"] for row in rows} == {"mine", "adam", "nag"}
+    tuning = {int(s) for b in result.records.select(purpose="tuning") for s in b.seeds}
+    test = {int(s) for b in result.records.select("train_loss", purpose="test") for s in b.seeds}
+    assert test == {0, 1, 2, 3}
+    assert not tuning & test
+    assert next(result.records.select("meta_training_seconds")).values.item() == 2.0
+
+
+def test_all_optimizers_start_from_the_same_losses(tiny_task):
+    result = evaluate(tiny_task, {"mine": fresh()}, ["adam"], **FEW)
+    firsts = [b.values[:, 0] for b in result.records.select("train_loss", purpose="test")]
+    assert len(firsts) >= 2
+    for first in firsts[1:]:
+        np.testing.assert_array_equal(first, firsts[0])
+
+
+def test_a_classic_rule_equals_the_optimizer_it_copies():
+    rules = {"as rule": make_rule("adam", lr=0.05)}
+    result = evaluate(
+        Quadratic(4, dtype=torch.float64), rules, [],
+        optimizers={"torch": lambda p: torch.optim.Adam(p, lr=0.05)}, **FEW,
+    )  # fmt: skip
+    one, two = (b.values for b in result.records.select("train_loss", purpose="test"))
+    np.testing.assert_allclose(one, two, rtol=1e-10)
+
+
+def test_a_diverging_optimizer_is_counted():
+    result = evaluate(
+        Quadratic(4), [], [], optimizers={"wild": lambda p: torch.optim.SGD(p, lr=50.0)}, **FEW
+    )
+    assert {row["diverged"] for row in result.rows()} == {4}
+
+
+def test_every_baseline_runs():
+    result = evaluate(Quadratic(3), [], list(BASELINES), **FEW)
+    assert set(result.tuned) == set(BASELINES)
+
+
+@pytest.mark.parametrize(
+    ("bad", "match"),
+    [
+        ({"seeds": 0}, "seeds must be at least 1"),
+        ({"steps": 0}, "steps must be at least 1"),
+        ({"tuning_seeds": -1}, "tuning_seeds"),
+        ({"points": 3}, "points must be at least 9"),
+        ({"timing_rounds": -1}, "timing_rounds"),
+    ],
+)
+def test_bad_settings(bad, match):
+    with pytest.raises(ValueError, match=match):
+        evaluate(Quadratic(3), [], ["adam"], **bad)
+
+
+def test_nothing_to_compare_and_unknown_names():
+    with pytest.raises(ValueError, match="nothing to compare"):
+        evaluate(Quadratic(3), [], [])
+    with pytest.raises(ValueError, match="Did you mean 'adam'"):
+        evaluate(Quadratic(3), [], ["adm"])
+    with pytest.raises(ValueError, match="unknown bundled rule"):
+        evaluate(Quadratic(3), ["mlp-mnits"], ["adam"])
