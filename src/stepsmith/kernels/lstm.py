@@ -67,8 +67,9 @@ def step_(rule: LSTMRule, packed: Weights, features_FN: Tensor, carry: Carry) ->
             enter_HN, forget_HN, leave_HN, candidate_HN = gates_N.chunk(4)
             # enter * tanh(z) = enter * (2 sigmoid(2 z) - 1)
             cell_HN.mul_(forget_HN).addcmul_(enter_HN, candidate_HN, value=2).sub_(enter_HN)
-            tanh_HN = torch.mul(cell_HN, 2, out=candidate_HN).sigmoid_().mul_(2).sub_(1)
-            inputs_N = torch.mul(leave_HN, tanh_HN, out=hidden_HN)
+            half_HN = torch.mul(cell_HN, 2, out=candidate_HN).sigmoid_()
+            torch.mul(leave_HN, half_HN, out=hidden_HN)
+            inputs_N = hidden_HN.mul_(2).sub_(leave_HN)
         torch.mm(packed["head.weight"], inputs_N, out=output_ON[:, span])
     if rule.bias:
         output_ON += packed["head.bias"]

@@ -27,11 +27,15 @@ from torch import Tensor
 
 from stepsmith import kernels
 from stepsmith.meta.losses import meta_loss
-from stepsmith.rules.base import Weights
+from stepsmith.rules.base import Rule, Weights
 from stepsmith.unroll import Copies, Layout, RuleStepper, Start, roll
 from stepsmith.unroll.steppers import coupled_spans
 
 LossTimes = Literal["after", "before"]
+
+REPLAY_WIDTH = 1024
+"""Coordinates replayed at once: enough to drown the overhead of single operations, few enough that
+the backward pass finds what the forward pass wrote still in the cache."""
 
 
 @dataclass(frozen=True)
@@ -216,33 +220,41 @@ def _replay(
         features_TFS = torch.where(alive_S, features_TFS, 0.0)
         carry = {key: torch.where(alive_S, value, 0.0) for key, value in carry.items()}
     scale_TS = torch.stack(record.scales) if record.scales else None
-    total = lambda_TS.new_zeros(())
-    spans = [slice(0, lambda_TS.shape[1])]
-    if rule.coupling == "network":
-        copies = len(lambda_TS[0]) // stepper.layout.total
-        spans = coupled_spans(rule, stepper.layout, copies)
     cast = {key: value.to(lambda_TS.dtype) for key, value in weights.items()}
-    with torch.enable_grad():
-        for span in spans:
+    total = [torch.zeros_like(value) for value in weights.values()]
+    for span in _replay_spans(stepper, lambda_TS.shape[1]):
+        with torch.enable_grad():
             outputs_TOS = kernels.sequence(
                 rule,
                 cast,
-                features_TFS[..., span],
+                features_TFS[..., span].contiguous(),
                 {key: value[:, span] for key, value in carry.items()},
                 stepper.backend,
             )
-            if rule.coupling == "network":
-                delta_TS = torch.stack(
-                    [
-                        rule.step(output, None if scale_TS is None else scale_TS[t, span])
-                        for t, output in enumerate(outputs_TOS)
-                    ]
-                )
-            else:
-                # The step is coordinatewise: all T steps at once, as T * S coordinates.
-                scale = None if scale_TS is None else scale_TS[:, span].reshape(-1)
-                flat_O = outputs_TOS.transpose(0, 1).flatten(1)
-                delta_TS = rule.step(flat_O, scale).view_as(lambda_TS[:, span])
-            total = total + (lambda_TS[:, span] * delta_TS).sum()
-        gradients = torch.autograd.grad(total, list(weights.values()))
-    return dict(zip(weights, gradients, strict=True))
+            scales_TS = None if scale_TS is None else scale_TS[:, span]
+            delta_TS = _steps(rule, outputs_TOS, scales_TS)
+            objective = (lambda_TS[:, span] * delta_TS).sum()
+            gradients = torch.autograd.grad(objective, list(weights.values()), retain_graph=True)
+        for sum_, gradient in zip(total, gradients, strict=True):
+            sum_ += gradient
+    return dict(zip(weights, total, strict=True))
+
+
+def _replay_spans(stepper: RuleStepper, sampled: int) -> list[slice]:
+    if stepper.rule.coupling == "network":
+        return coupled_spans(stepper.rule, stepper.layout, sampled // stepper.layout.total)
+    return [
+        slice(start, min(start + REPLAY_WIDTH, sampled))
+        for start in range(0, sampled, REPLAY_WIDTH)
+    ]
+
+
+def _steps(rule: Rule, outputs_TOS: Tensor, scale_TS: Tensor | None) -> Tensor:
+    """The steps (T, S) that the outputs mean."""
+    if rule.coupling != "network":
+        # The step is coordinatewise: all T steps at once, as T * S coordinates.
+        scale = None if scale_TS is None else scale_TS.reshape(-1)
+        flat_O = outputs_TOS.transpose(0, 1).flatten(1)
+        return rule.step(flat_O, scale).view(len(outputs_TOS), -1)
+    scales = [None] * len(outputs_TOS) if scale_TS is None else scale_TS
+    return torch.stack([rule.step(o, s) for o, s in zip(outputs_TOS, scales, strict=True)])

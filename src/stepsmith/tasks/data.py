@@ -109,7 +109,8 @@ def as_data(data: Any, name: str = "data") -> ArrayData:
         return ArrayData(
             (data.train_images, data.train_labels),
             (data.test_images, data.test_labels),
-            f"{data.name} ({data.origin})",
+            # Where from, without the reader's own folders: names go into records and manifests.
+            f"{data.name} ({data.origin.partition(':')[0]}, {len(data.train_labels):,} images)",
         )
     if isinstance(data, tuple | list) and len(data) == 2:
         if all(isinstance(part, Tensor) for part in data):

@@ -1,0 +1,75 @@
+"""Inner steps per second of meta-training against the usual retain-graph loop, in one run.
+
+MLP 784-20-10, batch 128, unroll 20, losses "before" in both, one optimizee, so that like is
+compared with like; the engine replays a tenth of the coordinates. The loop is
+`stepsmith.meta.reference_window`, the same rule with its graph kept over the whole unroll.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+
+from benchmarks.common import in_turn, median_ratio, report, row
+
+from stepsmith import make_rule, make_task
+from stepsmith.meta import adjoint_window, reference_window
+from stepsmith.rules import Rule
+from stepsmith.tasks import Task
+from stepsmith.unroll import Copies, RuleStepper
+
+UNROLL = 20
+
+
+def loop(task: Task, rule: Rule) -> Callable[[], None]:
+    weights = {key: value.requires_grad_() for key, value in rule.init().items()}
+
+    def run() -> None:
+        reference_window(Copies(task, [1]), rule, weights, UNROLL, losses="before")
+
+    return run
+
+
+def engine(task: Task, rule: Rule, copies: int, fraction: float) -> Callable[[], None]:
+    weights = {key: value.requires_grad_() for key, value in rule.init().items()}
+
+    def run() -> None:
+        group = Copies(task, range(copies))
+        stepper = RuleStepper(rule, weights, group.theta, group.layout)
+        adjoint_window(
+            group, stepper, weights, UNROLL, losses="before", fraction=fraction
+        )
+
+    return run
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=7)
+    rounds = parser.parse_args().rounds
+    task = make_task("mlp-mnist", source="sample")
+    big, small = make_rule("l2o_dm"), make_rule("joined")
+    base = "retain-graph loop, LSTM 2x20"
+    work = {
+        base: (loop(task, big), 1),
+        "retain-graph loop, LSTM 8 joined": (loop(task, small), 1),
+        "adjoint, LSTM 2x20, 10 %": (engine(task, big, 1, 0.1), 1),
+        "adjoint, LSTM 2x20, 10 %, 4 copies": (engine(task, big, 4, 0.1), 4),
+        "adjoint, LSTM 8 joined, 10 %": (engine(task, small, 1, 0.1), 1),
+        "adjoint, LSTM 8 joined, 10 %, 4 copies": (engine(task, small, 4, 0.1), 4),
+        "adjoint, LSTM 8 joined, 100 %": (engine(task, small, 1, 1.0), 1),
+    }
+    times = in_turn({name: run for name, (run, _) in work.items()}, rounds)
+    rows = []
+    for name, (_, copies) in work.items():
+        rates = [UNROLL * copies / seconds for seconds in times[name]]
+        slow = [UNROLL / seconds for seconds in times[base]]
+        rows.append(
+            row(name, sorted(rates)[len(rates) // 2], "inner steps/s", base,
+                median_ratio(rates, slow))
+        )  # fmt: skip
+    report("meta_training", rows)
+
+
+if __name__ == "__main__":
+    main()
