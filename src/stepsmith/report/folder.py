@@ -1,0 +1,126 @@
+"""Results on disk, the same for every experiment: one folder, never overwritten by another run."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from stepsmith.evaluate.records import Records
+from stepsmith.evaluate.statistics import summarise
+from stepsmith.machine import machine, versions
+from stepsmith.report import figures
+from stepsmith.report.page import render
+from stepsmith.store import CheckpointError, write_bytes
+
+
+def new_run_folder(root: Path, name: str) -> Path:
+    """Make root/name, or root/name-2, root/name-3, ... where it exists.
+
+    Raises:
+        CheckpointError: the folder cannot be made.
+    """
+    number = 1
+    while True:
+        folder = root / (name if number == 1 else f"{name}-{number}")
+        try:
+            folder.mkdir(parents=True)
+            return folder
+        except FileExistsError:
+            number += 1
+        except OSError as error:
+            raise CheckpointError(f"{folder}: cannot be made ({error.strerror})") from None
+
+
+def write_results(
+    folder: Path,
+    records: Records,
+    *,
+    recipe: str,
+    scale: str,
+    command: str,
+    config: dict[str, Any],
+    overwrite: bool = False,
+) -> dict[str, Any]:
+    """Write config.json, records.parquet, summary.json, figures as SVG and report.html.
+
+    Args:
+        folder: made where missing.
+        records: everything measured.
+        recipe, scale: the experiment, and `full`, `small` or `quick`.
+        command: that reproduces it.
+        config: resolved configuration, JSON-able.
+        overwrite: allow a folder that holds results already.
+
+    Returns:
+        The summary: recipe, scale, command, machine, versions, rows.
+
+    Raises:
+        ValueError: the folder holds results of another run.
+        CheckpointError: the disk refused.
+    """
+    if (folder / "summary.json").exists() and not overwrite:
+        raise ValueError(f"{folder}: holds the results of an earlier run; choose another folder")
+    summary = {
+        "recipe": recipe, "scale": scale, "command": command, "machine": machine(),
+        "versions": versions(), "rows": summarise(records),
+    }  # fmt: skip
+    write_bytes(folder / "config.json", _json(config))
+    records.save(folder / "records.parquet")
+    write_bytes(folder / "summary.json", _json(summary))
+    _draw(folder, records, summary, config)
+    return summary
+
+
+def read_results(folder: Path) -> tuple[Records, dict[str, Any], dict[str, Any]]:
+    """Records, summary and configuration of a folder.
+
+    Raises:
+        CheckpointError: a file is missing or not readable.
+    """
+    records = Records.load(folder / "records.parquet")
+    return records, _read_json(folder / "summary.json"), _read_json(folder / "config.json")
+
+
+def rerender(folder: Path) -> Path:
+    """Draw figures and page again from a folder's records; returns the page's path."""
+    records, summary, config = read_results(folder)
+    summary["rows"] = summarise(records)
+    write_bytes(folder / "summary.json", _json(summary))
+    _draw(folder, records, summary, config)
+    return folder / "report.html"
+
+
+def _draw(
+    folder: Path, records: Records, summary: dict[str, Any], config: dict[str, Any]
+) -> None:
+    for task in figures.tasks(records):
+        slug = "".join(c if c.isalnum() or c in "-_." else "-" for c in task)
+        drawn = {
+            f"{slug}.svg": figures.loss_curves(records, task),
+            f"{slug}-accuracy.svg": figures.accuracies(records, task),
+            f"{slug}-cost.svg": figures.step_costs(records, task),
+        }
+        for name, figure in drawn.items():
+            if figure is not None:
+                write_bytes(folder / name, figures.svg(figure).encode())
+    curve = figures.meta_curve(records)
+    if curve is not None:
+        write_bytes(folder / "meta-training.svg", figures.svg(curve).encode())
+    page = render(
+        records, summary["rows"], title=f"Stepsmith: {summary['recipe']}",
+        command=summary["command"], config=config, machine=summary["machine"],
+        versions=summary["versions"],
+    )  # fmt: skip
+    write_bytes(folder / "report.html", page.encode())
+
+
+def _json(value: Any) -> bytes:
+    return (json.dumps(value, indent=1, allow_nan=False) + "\n").encode()
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        return json.loads(path.read_text())
+    except (OSError, json.JSONDecodeError) as error:
+        raise CheckpointError(f"{path}: not readable as JSON ({error})") from None

@@ -1,0 +1,75 @@
+"""Results in sentences: who leads, by how much, how surely, and at what cost."""
+
+from __future__ import annotations
+
+from typing import Any
+
+_MEAN, _FINAL = "mean_train_loss", "final_train_loss"
+
+
+def verdicts(rows: list[dict[str, Any]]) -> list[str]:
+    """One sentence for each task and learned rule: mean loss, and final loss whoever leads there."""
+    sentences = []
+    for row in rows:
+        if row["metric"] == _MEAN and row["kind"] == "learned":
+            final = next(
+                other for other in rows
+                if other["metric"] == _FINAL and _about(other) == _about(row)
+            )  # fmt: skip
+            sentences.append(_verdict(row, final))
+    return sentences
+
+
+def _about(row: dict[str, Any]) -> tuple[Any, ...]:
+    return row["protocol"], row["task"], row["horizon"], row["optimizer"]
+
+
+def _verdict(mean: dict[str, Any], final: dict[str, Any]) -> str:
+    head = f"{mean['task']}, {mean['horizon']} steps, {mean['seeds']} seeds: {mean['optimizer']}"
+    bad = f" {mean['diverged']} of its runs diverged." if mean["diverged"] else ""
+    if mean["ratio"] is None:
+        return f"{head} has a mean training loss of {mean['mean']:.4g}; no baseline was run.{bad}"
+    return (
+        f"{head} has {_share(mean)} the mean training loss of the best tuned baseline, "
+        f"{mean['against']}: {_leader(mean)}. Final loss: {_share(final)} that of the best, "
+        f"{final['against']}: {_leader(final)}.{bad}"
+    )
+
+
+def _share(row: dict[str, Any]) -> str:
+    if row["ratio_low"] is None or row["ratio_high"] is None:
+        return f"{row['ratio']:.3f} times"
+    return f"{row['ratio']:.3f} [{row['ratio_low']:.3f}, {row['ratio_high']:.3f}] times"
+
+
+def _leader(row: dict[str, Any]) -> str:
+    if row["ratio_high"] is not None and row["ratio_high"] < 1:
+        return f"{row['optimizer']} leads"
+    if row["ratio_low"] is not None and row["ratio_low"] > 1:
+        return f"{row['against']} leads"
+    return "no clear difference"
+
+
+def cost_sentences(costs: list[dict[str, Any]]) -> list[str]:
+    """One sentence for each entry of `break_even`."""
+    return [_cost(entry) for entry in costs]
+
+
+def _cost(entry: dict[str, Any]) -> str:
+    name, against = entry["optimizer"], entry["against"]
+    head = f"{entry['task']}: meta-training took {entry['meta_seconds']:.0f} s. "
+    if entry["step_ms"] and entry["baseline_step_ms"]:
+        head += (
+            f"A training step by {name} takes {entry['step_ms']:.2f} ms, by {against} "
+            f"{entry['baseline_step_ms']:.2f} ms. "
+        )
+    if entry["seconds"] is None:
+        return f"{head}{name} never reaches {against}'s final loss: not repaid here."
+    reach = (
+        f"{name} reaches {against}'s final loss in {entry['steps']:.0f} steps against "
+        f"{entry['baseline_steps']:.0f}, {entry['seconds']:.3g} s against "
+        f"{entry['baseline_seconds']:.3g} s: "
+    )
+    if entry["trainings"] is None:
+        return f"{head}{reach}in seconds it is never repaid on so small an optimizee."
+    return f"{head}{reach}repaid after {entry['trainings']:,.0f} trainings."
