@@ -70,20 +70,18 @@ class LearnedOptimizer(torch.optim.Optimizer):
         self.backend = kernels.resolve(self.trained.rule, backend)
         self.nonfinite = nonfinite
         self.skipped_steps = 0
+        self._warned: set[str] = set()
         self._forget()
         super().__init__(params, {"lr": lr, "weight_decay": weight_decay, "maximize": maximize})
-        self.register_load_state_dict_pre_hook(_remember)
 
     def _forget(self) -> None:
         """Drop everything derived from `state`."""
         self._buckets: list[list[Bucket]] = []
         self._networks: dict[tuple[torch.device, torch.dtype], StepFunction] = {}
-        self._loading: dict[str, Any] | None = None
-        self._warned: set[str] = set()
 
     def __getstate__(self) -> dict[str, Any]:
         # Optimizer keeps only defaults, state and groups when it is copied or pickled.
-        kept = ("trained", "backend", "nonfinite", "skipped_steps")
+        kept = ("trained", "backend", "nonfinite", "skipped_steps", "_warned")
         return {**super().__getstate__(), **{key: self.__dict__[key] for key in kept}}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -111,9 +109,18 @@ class LearnedOptimizer(torch.optim.Optimizer):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load a state, every tensor in the dtype it was saved in, on its parameter's device."""
-        super().load_state_dict(state_dict)
-        loaded, self._loading = self._loading, None
-        assert loaded is not None
+        seen: list[dict[str, Any]] = []
+
+        def remember(optimizer: torch.optim.Optimizer, loading: dict[str, Any]) -> None:
+            seen.append(loading)
+
+        # Registered last, it sees what the user's own hooks have made of the dictionary.
+        handle = self.register_load_state_dict_pre_hook(remember)
+        try:
+            super().load_state_dict(state_dict)
+        finally:
+            handle.remove()
+        (loaded,) = seen
         # Optimizer.load_state_dict casts state to the parameter's dtype, which would round float32
         # statistics of a bfloat16 parameter.
         saved_ids = [key for group in loaded["param_groups"] for key in group["params"]]
@@ -240,8 +247,3 @@ class LearnedOptimizer(torch.optim.Optimizer):
         if key not in self._warned:
             self._warned.add(key)
             warnings.warn(message, RuntimeWarning, stacklevel=4)
-
-
-def _remember(optimizer: torch.optim.Optimizer, state_dict: dict[str, Any]) -> None:
-    assert isinstance(optimizer, LearnedOptimizer)
-    optimizer._loading = state_dict

@@ -116,8 +116,8 @@ class SGD(ClassicRule):
         if not self.momentum:
             return -self.lr * grad_N, state
         # The first velocity is the gradient itself, whatever the dampening.
-        kept = torch.where(state["step"] == 1, 1.0, 1 - self.dampening)
-        velocity_N = self.momentum * state["momentum_buffer"] + kept.to(grad_N.dtype) * grad_N
+        kept = 1 - self.dampening * (state["step"] > 1).to(grad_N.dtype)
+        velocity_N = self.momentum * state["momentum_buffer"] + kept * grad_N
         ahead_N = grad_N + self.momentum * velocity_N if self.nesterov else velocity_N
         return -self.lr * ahead_N, {**state, "momentum_buffer": velocity_N}
 

@@ -1,0 +1,65 @@
+"""The fused LSTM against its reference: random shapes, chunk boundaries, gradients."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from stepsmith import kernels
+from stepsmith.kernels import lstm
+from stepsmith.rules import make_rule
+from stepsmith.rules.lstm import LSTMRule
+from stepsmith.testing import fresh_weights
+
+RULES = [LSTMRule(1, 1, "raw"), LSTMRule(8, 1), LSTMRule(5, 3, "adam", bias=False),
+         make_rule("l2o_dm")]  # fmt: skip
+
+
+def drawn(rule: LSTMRule, steps: int, n: int, dtype: torch.dtype):
+    generator = torch.Generator().manual_seed(n)
+    features = torch.randn(steps, rule.feature_set.count, n, generator=generator, dtype=dtype)
+    carry = {
+        key: torch.randn(value.shape, generator=generator, dtype=dtype)
+        for key, value in rule.init_carry(n).items()
+    }
+    return features, carry
+
+
+@pytest.mark.parametrize("chunk", [7, 8192])
+@pytest.mark.parametrize("n", [1, 6, 7, 8, 50])
+@pytest.mark.parametrize("rule", RULES, ids=lambda r: f"{r.hidden}x{r.layers}")
+def test_step(rule, n, chunk, monkeypatch):
+    monkeypatch.setattr(lstm, "CHUNK", chunk)
+    features, carry = drawn(rule, 4, n, torch.float64)
+    weights, other = fresh_weights(rule), {k: v.clone() for k, v in carry.items()}
+    device = torch.device("cpu")
+    fast = kernels.step_function(rule, weights, torch.float64, device, "chunked")
+    slow = kernels.step_function(rule, weights, torch.float64, device, "reference")
+    for feature_FN in features:
+        torch.testing.assert_close(fast(feature_FN, carry), slow(feature_FN, other))
+        torch.testing.assert_close(carry, other)
+
+
+@pytest.mark.parametrize("n", [1, 9])
+@pytest.mark.parametrize("rule", RULES, ids=lambda r: f"{r.hidden}x{r.layers}")
+def test_sequence_and_its_gradient(rule, n):
+    features, carry = drawn(rule, 6, n, torch.float64)
+    weights = {k: v.double().requires_grad_() for k, v in fresh_weights(rule).items()}
+    outputs, gradients = [], []
+    for backend in ("chunked", "reference"):
+        output = kernels.sequence(rule, weights, features, carry, backend)
+        outputs.append(output)
+        gradients.append(torch.autograd.grad(output.sin().sum(), list(weights.values())))
+    torch.testing.assert_close(*outputs)
+    for fast, slow in zip(*gradients, strict=True):
+        torch.testing.assert_close(fast, slow, rtol=1e-10, atol=1e-12)
+
+
+def test_backends_by_name():
+    joined, adam = make_rule("joined"), make_rule("adam")
+    assert kernels.resolve(joined, "auto") == "chunked"
+    assert kernels.resolve(adam, "auto") == "reference"
+    with pytest.raises(ValueError, match="unknown backend 'chunky'; known: auto, chunked"):
+        kernels.resolve(joined, "chunky")
+    with pytest.raises(ValueError, match="no form of Adam"):
+        kernels.resolve(adam, "chunked")

@@ -1,0 +1,431 @@
+"""LearnedOptimizer is a true torch.optim.Optimizer, and no step is lost or invented."""
+
+from __future__ import annotations
+
+import copy
+import io
+import warnings
+
+import pytest
+import torch
+from torch import nn
+
+from stepsmith import LearnedOptimizer, TrainedRule, make_rule
+from stepsmith.store import CheckpointError
+from stepsmith.testing import fresh_weights
+
+
+def trained(name: str = "joined", horizon: int = 100) -> TrainedRule:
+    rule = make_rule(name)
+    return TrainedRule(rule, fresh_weights(rule), {"horizon": horizon, "name": "toy"})
+
+
+def parameters(dtype: torch.dtype = torch.float32, seed: int = 0) -> list[nn.Parameter]:
+    """A matrix, a vector, a 0-d number, an empty one and a transposed one."""
+    generator = torch.Generator().manual_seed(seed)
+    shapes = [(4, 3), (5,), (), (0, 2)]
+    drawn = [torch.randn(shape, generator=generator).to(dtype) for shape in shapes]
+    drawn.append(torch.randn(3, 6, generator=generator).to(dtype).t())
+    return [nn.Parameter(p) for p in drawn]
+
+
+def feed(params, seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    for param in params:
+        param.grad = torch.randn(param.shape, generator=generator).to(param.dtype)
+
+
+def run(optimizer, params, seeds) -> None:
+    for seed in seeds:
+        feed(params, seed)
+        optimizer.step()
+
+
+def equal(one, two) -> bool:
+    return all(torch.equal(a, b) for a, b in zip(one, two, strict=True))
+
+
+def tensors_equal(one: dict, two: dict) -> bool:
+    """States bit for bit: keys, dtypes, shapes, values."""
+    return one.keys() == two.keys() and all(
+        a.dtype == b.dtype and a.shape == b.shape and torch.equal(a, b)
+        for key in one
+        for (name, a), b in zip(one[key].items(), two[key].values(), strict=True)
+        if name in two[key]
+    )
+
+
+def test_it_is_an_optimizer_and_it_moves():
+    params = parameters()
+    optimizer = LearnedOptimizer(params, trained())
+    assert isinstance(optimizer, torch.optim.Optimizer)
+    before = [p.detach().clone() for p in params]
+    run(optimizer, params, range(3))
+    for p, b in zip(params, before, strict=True):
+        assert p.numel() == 0 or not torch.equal(p, b)
+    assert not params[4].is_contiguous()
+
+
+@pytest.mark.parametrize("name", ["joined", "l2o_dm", "rnnprop", "adam"])
+def test_joining_parameters_changes_nothing(name):
+    rule = trained(name) if name != "adam" else make_rule("adam", lr=0.1)
+    together, alone = parameters(), parameters()
+    one = LearnedOptimizer(together, rule)
+    each = [LearnedOptimizer([p], rule) for p in alone]
+    for seed in range(4):
+        feed(together, seed)
+        feed(alone, seed)
+        one.step()
+        for optimizer in each:
+            optimizer.step()
+    for a, b in zip(together, alone, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-7)
+
+
+def test_blocks_change_nothing(monkeypatch):
+    from stepsmith.optim import buckets
+
+    results = []
+    for block in (buckets.BLOCK, 5):
+        monkeypatch.setattr(buckets, "BLOCK", block)
+        params = parameters(torch.float64)
+        run(LearnedOptimizer(params, trained()), params, range(4))
+        results.append(params)
+    for a, b in zip(*results, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-12, atol=0)
+
+
+def test_reference_and_chunked_agree():
+    results = []
+    for backend in ("reference", "chunked"):
+        params = parameters(torch.float64)
+        run(LearnedOptimizer(params, trained(), backend=backend), params, range(6))
+        results.append(params)
+    for a, b in zip(*results, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-12)
+
+
+def test_groups_have_their_own_lr_and_weight_decay():
+    params, plain = parameters(torch.float64), parameters(torch.float64)
+    groups = [{"params": params[:1], "lr": 0.5, "weight_decay": 0.1}, {"params": params[1:]}]
+    optimizer = LearnedOptimizer(groups, trained(), lr=2.0)
+    other = LearnedOptimizer(plain, trained())
+    before = [p.detach().clone() for p in params]
+    run(optimizer, params, [0])
+    run(other, plain, [0])
+    for i, (lr, decay) in enumerate([(0.5, 0.1), (2.0, 0.0), (2.0, 0.0)]):
+        step = plain[i] - before[i]
+        want = (1 - lr * decay) * before[i] + lr * step
+        torch.testing.assert_close(params[i].detach(), want.detach(), rtol=1e-12, atol=1e-14)
+
+
+def test_schedulers():
+    params = parameters()
+    optimizer = LearnedOptimizer(params, trained())
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 10)
+    rates = []
+    for seed in range(10):
+        run(optimizer, params, [seed])
+        schedule.step()
+        rates.append(optimizer.param_groups[0]["lr"])
+    assert rates[-1] == pytest.approx(0)
+    frozen = [p.detach().clone() for p in params]
+    run(optimizer, params, [3])
+    assert equal(frozen, params)
+
+
+def test_closure():
+    param = nn.Parameter(torch.ones(3))
+    optimizer = LearnedOptimizer([param], trained())
+
+    def closure():
+        assert torch.is_grad_enabled()
+        optimizer.zero_grad()
+        loss = param.square().sum()
+        loss.backward()
+        return loss.detach()
+
+    assert float(optimizer.step(closure)) == 3.0
+    assert not torch.equal(param.detach(), torch.ones(3))
+
+
+DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
+
+
+@pytest.mark.parametrize("through", ["memory", "file"])
+@pytest.mark.parametrize("used", [False, True])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_state_dict_round_trip_is_bitwise(dtype, used, through):
+    params = parameters(dtype)
+    optimizer = LearnedOptimizer(params, trained())
+    run(optimizer, params, range(301, 306))
+    other_params = [nn.Parameter(p.detach().clone()) for p in params]
+    other = LearnedOptimizer(other_params, trained())
+    if used:
+        kept = [p.detach().clone() for p in other_params]
+        run(other, other_params, [9])
+        for p, k in zip(other_params, kept, strict=True):
+            p.data.copy_(k)
+    state = optimizer.state_dict()
+    if through == "file":
+        file = io.BytesIO()
+        torch.save(state, file)
+        file.seek(0)
+        state = torch.load(file, weights_only=True)
+    other.load_state_dict(state)
+    assert tensors_equal(optimizer.state_dict()["state"], other.state_dict()["state"])
+    run(optimizer, params, range(400, 404))
+    run(other, other_params, range(400, 404))
+    assert equal(params, other_params)
+    assert tensors_equal(optimizer.state_dict()["state"], other.state_dict()["state"])
+
+
+def test_loading_does_not_share_memory():
+    params, others = parameters(), parameters()
+    optimizer, other = LearnedOptimizer(params, trained()), LearnedOptimizer(others, trained())
+    run(optimizer, params, [1])
+    other.load_state_dict(optimizer.state_dict())
+    before = optimizer.state[params[0]]["exp_avg"].clone()
+    run(other, others, [2])
+    assert torch.equal(optimizer.state[params[0]]["exp_avg"], before)
+
+
+def test_load_hooks_still_run():
+    params = parameters()
+    optimizer = LearnedOptimizer(params, trained())
+    run(optimizer, params, [1])
+    seen = []
+    optimizer.register_load_state_dict_post_hook(lambda o: seen.append("post"))
+    optimizer.register_step_post_hook(lambda o, a, k: seen.append("step"))
+    optimizer.load_state_dict(optimizer.state_dict())
+    run(optimizer, params, [2])
+    assert seen == ["post", "step"]
+
+
+def test_copies_continue_alike():
+    model = nn.Linear(3, 2)
+    optimizer = LearnedOptimizer(model.parameters(), trained())
+    run(optimizer, list(model.parameters()), [1, 2])
+    twin, twin_optimizer = copy.deepcopy((model, optimizer))
+    run(optimizer, list(model.parameters()), [3, 4])
+    run(twin_optimizer, list(twin.parameters()), [3, 4])
+    assert equal(model.parameters(), twin.parameters())
+
+
+def test_state_is_plain_tensors_in_the_parameters_shape():
+    params = parameters(torch.bfloat16)
+    optimizer = LearnedOptimizer(params, trained())
+    run(optimizer, params, [0])
+    for param in params:
+        if param.numel() == 0:
+            assert not optimizer.state[param]
+            continue
+        state = optimizer.state[param]
+        assert state["exp_avg"].shape == param.shape
+        assert state["h0"].shape == (*param.shape, 8)
+        assert float(state["step"]) == 1
+        assert all(value.dtype == torch.float32 for value in state.values())
+
+
+def test_parameters_without_gradients_wait():
+    """Gradients that come late or with gaps: each parameter fares as if alone."""
+    pattern = [[0], [0, 1], [0, 2], [1, 2], [0, 1, 2], [0, 1, 2]]
+    together = [nn.Parameter(torch.ones(3) * (i + 1)) for i in range(3)]
+    alone = [nn.Parameter(p.detach().clone()) for p in together]
+    one = LearnedOptimizer(together, trained())
+    each = [LearnedOptimizer([p], trained()) for p in alone]
+    for seed, active in enumerate(pattern):
+        for params in (together, alone):
+            feed(params, seed)
+            for i in range(3):
+                if i not in active:
+                    params[i].grad = None
+        one.step()
+        for optimizer in each:
+            optimizer.step()
+    for a, b in zip(together, alone, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-8)
+    assert [int(one.state[p]["step"]) for p in together] == [5, 4, 4]
+
+
+def test_groups_of_mixed_dtypes():
+    params = [nn.Parameter(torch.ones(3, dtype=d)) for d in DTYPES]
+    run(LearnedOptimizer(params, trained()), params, range(3))
+    for param, dtype in zip(params, DTYPES, strict=True):
+        assert param.dtype == dtype
+        assert bool(param.isfinite().all())
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a second device")
+def test_parameters_on_several_devices():
+    params = [nn.Parameter(torch.ones(3)), nn.Parameter(torch.ones(3, device="cuda"))]
+    optimizer = LearnedOptimizer(params, trained())
+    for param in params:
+        param.grad = torch.ones_like(param)
+    optimizer.step()
+    torch.testing.assert_close(params[0], params[1].cpu())
+
+
+def test_a_group_added_later():
+    params, late = parameters(), parameters(seed=5)
+    optimizer = LearnedOptimizer(params, trained())
+    run(optimizer, params, [1])
+    optimizer.add_param_group({"params": late, "lr": 0.1})
+    run(optimizer, params + late, [2])
+    assert float(optimizer.state[params[0]]["step"]) == 2
+    assert float(optimizer.state[late[0]]["step"]) == 1
+
+
+def test_compiled_models():
+    torch.manual_seed(0)
+    plain = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 1))
+    compiled = torch.compile(copy.deepcopy(plain), backend="eager")
+    inputs = torch.randn(8, 3)
+    for model in (plain, compiled):
+        optimizer = LearnedOptimizer(model.parameters(), trained())
+        for _ in range(3):
+            optimizer.zero_grad()
+            model(inputs).square().mean().backward()
+            optimizer.step()
+    for a, b in zip(plain.parameters(), compiled.parameters(), strict=True):
+        torch.testing.assert_close(a, b)
+
+
+def test_grad_scaler_skips_a_step_without_advancing():
+    param = nn.Parameter(torch.ones(3))
+    optimizer = LearnedOptimizer([param], trained())
+    scaler = torch.amp.GradScaler("cpu", init_scale=4.0)
+
+    def step(value: float) -> None:
+        optimizer.zero_grad()
+        scaler.scale((param * value).sum()).backward()
+        scaler.step(optimizer)
+        scaler.update()
+
+    step(1.0)
+    kept, state = param.detach().clone(), optimizer.state[param]["exp_avg"].clone()
+    step(float("inf"))
+    assert torch.equal(param, kept)
+    assert torch.equal(optimizer.state[param]["exp_avg"], state)
+    assert optimizer.skipped_steps == 0  # the scaler never called us
+    step(1.0)
+    assert float(optimizer.state[param]["step"]) == 2
+
+
+def test_gradient_accumulation_is_the_summed_batch():
+    one, two = nn.Parameter(torch.ones(3)), nn.Parameter(torch.ones(3))
+    first, second = LearnedOptimizer([one], trained()), LearnedOptimizer([two], trained())
+    for value in (1.0, 2.0):
+        (one * value).sum().backward()
+    first.step()
+    (two * 3.0).sum().backward()
+    second.step()
+    assert torch.equal(one, two)
+
+
+@pytest.mark.parametrize("to_none", [True, False])
+def test_zero_grad(to_none):
+    param = nn.Parameter(torch.ones(3))
+    optimizer = LearnedOptimizer([param], trained())
+    run(optimizer, [param], [0])
+    optimizer.zero_grad(set_to_none=to_none)
+    assert (param.grad is None) == to_none
+    optimizer.step()
+    assert float(optimizer.state[param]["step"]) == (1 if to_none else 2)
+
+
+def test_maximize_is_minimising_the_negated_loss():
+    up, down = parameters(torch.float64), parameters(torch.float64)
+    one = LearnedOptimizer(up, trained(), maximize=True)
+    two = LearnedOptimizer(down, trained())
+    for seed in range(3):
+        feed(up, seed)
+        feed(down, seed)
+        for param in down:
+            param.grad.neg_()
+        one.step()
+        two.step()
+    assert equal(up, down)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
+def test_nonfinite_gradients_skip_the_whole_step(bad):
+    params = parameters()
+    optimizer = LearnedOptimizer(params, trained())
+    run(optimizer, params, [0])
+    before, state = [p.detach().clone() for p in params], copy.deepcopy(optimizer.state_dict())
+    feed(params, 1)
+    params[1].grad[2] = bad
+    with pytest.warns(RuntimeWarning, match="nan or infinite; the whole step is skipped"):
+        optimizer.step()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        optimizer.step()  # said once
+    assert optimizer.skipped_steps == 2
+    assert equal(before, params)
+    assert tensors_equal(state["state"], optimizer.state_dict()["state"])
+
+
+def test_nonfinite_gradients_can_be_refused_or_ignored():
+    params = parameters()
+    feed(params, 0)
+    params[0].grad[0, 0] = float("nan")
+    before = [p.detach().clone() for p in params]
+    with pytest.raises(FloatingPointError, match="refused and nothing changed"):
+        LearnedOptimizer(params, trained(), nonfinite="refuse").step()
+    assert equal(before, params)
+    LearnedOptimizer(params, trained(), nonfinite="ignore").step()
+    assert not equal(before, params)
+
+
+def test_far_beyond_the_horizon_it_says_so_once():
+    params = parameters()
+    optimizer = LearnedOptimizer(params, trained(horizon=2))
+    run(optimizer, params, range(20))  # ten times: silence, since warnings are errors here
+    with pytest.warns(RuntimeWarning, match="21 steps, and rule 'toy' was meta-trained for 2"):
+        run(optimizer, params, [20])
+    run(optimizer, params, [21])
+
+
+def test_a_coordinate_never_touched_does_not_move():
+    param = nn.Parameter(torch.randn(6))
+    start = param.detach().clone()
+    optimizer = LearnedOptimizer([param], trained("l2o_dm"))
+    for seed in range(5):
+        feed([param], seed)
+        param.grad[::2] = 0
+        optimizer.step()
+    assert torch.equal(param[::2], start[::2])
+    assert not torch.equal(param[1::2], start[1::2])
+
+
+@pytest.mark.parametrize(
+    ("make", "kind", "match"),
+    [
+        (lambda p: LearnedOptimizer(p, trained(), lr=-1.0), ValueError, "lr must be finite"),
+        (lambda p: LearnedOptimizer(p, trained(), lr=float("nan")), ValueError, "lr must"),
+        (lambda p: LearnedOptimizer(p, trained(), weight_decay=-1), ValueError, "weight_decay"),
+        (lambda p: LearnedOptimizer([], trained()), ValueError, "empty parameter list"),
+        (lambda p: LearnedOptimizer(p, trained(), nonfinite="no"), ValueError, "skip, refuse"),
+        (lambda p: LearnedOptimizer(p, trained(), backend="gpu"), ValueError, "unknown backend"),
+        (lambda p: LearnedOptimizer(p, make_rule("joined")), ValueError, "meta-train it"),
+        (lambda p: LearnedOptimizer(p, "mlp-mnits"), ValueError, "Did you mean 'mlp-mnist'"),
+        (lambda p: LearnedOptimizer(p, "no/such.safetensors"), CheckpointError, "no such file"),
+        (lambda p: LearnedOptimizer(p, 3), TypeError, "got int"),
+        (lambda p: LearnedOptimizer([nn.Parameter(torch.ones(2, dtype=torch.cfloat))], trained()),
+         ValueError, "complex"),
+    ],
+)  # fmt: skip
+def test_bad_arguments(make, kind, match):
+    with pytest.raises(kind, match=match):
+        make(parameters())
+
+
+def test_sparse_gradients_are_refused_before_anything_changes():
+    table = nn.Embedding(5, 3, sparse=True)
+    dense = nn.Parameter(torch.ones(3))
+    optimizer = LearnedOptimizer([dense, *table.parameters()], trained())
+    (table(torch.tensor([1])).sum() + dense.sum()).backward()
+    with pytest.raises(RuntimeError, match="sparse gradients"):
+        optimizer.step()
+    assert torch.equal(dense, torch.ones(3))
