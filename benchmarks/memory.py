@@ -12,8 +12,8 @@ import multiprocessing
 import resource
 
 import torch
-from benchmarks.common import report, row
 
+from benchmarks.common import report, row
 from stepsmith import make_rule
 from stepsmith.meta import adjoint_window
 from stepsmith.tasks import ModuleTask

@@ -11,7 +11,6 @@ import argparse
 from collections.abc import Callable
 
 from benchmarks.common import in_turn, median_ratio, report, row
-
 from stepsmith import make_rule, make_task
 from stepsmith.meta import adjoint_window, reference_window
 from stepsmith.rules import Rule
@@ -36,9 +35,7 @@ def engine(task: Task, rule: Rule, copies: int, fraction: float) -> Callable[[],
     def run() -> None:
         group = Copies(task, range(copies))
         stepper = RuleStepper(rule, weights, group.theta, group.layout)
-        adjoint_window(
-            group, stepper, weights, UNROLL, losses="before", fraction=fraction
-        )
+        adjoint_window(group, stepper, weights, UNROLL, losses="before", fraction=fraction)
 
     return run
 

@@ -10,7 +10,6 @@ from collections.abc import Callable
 from typing import get_args
 
 from benchmarks.common import in_turn, median_ratio, report, row
-
 from stepsmith import make_task
 from stepsmith.tasks.base import Stacking
 from stepsmith.unroll import Copies

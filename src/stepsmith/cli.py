@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import logging
 import shlex
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -43,7 +45,26 @@ Source = Annotated[str, typer.Option(help="Data from: auto, sample, directory or
 Out = Annotated[Path, typer.Option(help="Folder for runs; a run never overwrites an older one.")]
 
 
+class Interrupted(RuntimeError):
+    """A command was interrupted by a signal."""
+
+
+def guarded(command: Callable[..., None]) -> Callable[..., None]:
+    """Turn an interruption into an ordinary error: typer would end with exit code 1."""
+
+    @functools.wraps(command)
+    def run(*arguments: Any, **options: Any) -> None:
+        try:
+            command(*arguments, **options)
+        except KeyboardInterrupt as error:
+            message = str(error) or "interrupted; what was saved before is intact"
+            raise Interrupted(message) from None
+
+    return run
+
+
 @app.command()
+@guarded
 def demo(
     seconds: Annotated[float, typer.Option(help="Seconds of meta-training.")] = 100.0,
     seed: Annotated[int, typer.Option(help="Seed of everything.")] = 0,
@@ -54,9 +75,12 @@ def demo(
 
 
 @app.command()
+@guarded
 def train(
     task: TaskOption = "mlp-mnist",
-    rule: Annotated[str, typer.Option("--rule", "-r", help="joined, l2o_dm or rnnprop.")] = "joined",
+    rule: Annotated[
+        str, typer.Option("--rule", "-r", help="joined, l2o_dm or rnnprop.")
+    ] = "joined",
     seconds: Annotated[float | None, typer.Option(help="Budget in seconds [default: 120].")] = None,
     steps: Annotated[int | None, typer.Option(help="Budget in inner steps; repeatable.")] = None,
     horizon: Annotated[int, typer.Option(help="Steps of an episode.")] = 100,
@@ -105,6 +129,7 @@ def train(
         folder = new_run_folder(out, f"train-{_slug(task)}")
         store.write_bytes(folder / "config.json", json.dumps(config, indent=2).encode())
     console.print(f"Meta-training [bold]{config['rule']}[/] on [bold]{made.name}[/] in {folder}")
+    console.print("Ctrl-C finishes the window and saves; --resume continues.", style="dim")
     trained = meta_train(
         made, made_rule, out=folder, resume=resume is not None, progress=True,
         tensorboard=tensorboard, name=config["name"], **config["meta_training"],
@@ -127,6 +152,7 @@ def train(
 
 
 @app.command("evaluate")
+@guarded
 def evaluate_command(
     task: TaskOption = "mlp-mnist",
     rule: Annotated[
@@ -272,8 +298,6 @@ def main(arguments: list[str] | None = None) -> None:
     )  # fmt: skip
     try:
         app(arguments, standalone_mode=True)
-    except KeyboardInterrupt as error:
-        _fail(str(error) or "interrupted; what was saved before is intact")
     except (ValueError, TypeError, OSError, RuntimeError, ArithmeticError) as error:
         _fail(f"{error}" if str(error) else type(error).__name__)
 
@@ -281,5 +305,3 @@ def main(arguments: list[str] | None = None) -> None:
 def _fail(message: str) -> None:
     print(f"stepsmith: {' '.join(message.split())}", file=sys.stderr)
     raise SystemExit(2)
-
-

@@ -65,12 +65,17 @@ def demo(*, seconds: float, seed: int, out: Path, command: str, console: Console
     with console.status("") as status:
         for number, stage in enumerate(STAGES, 2):
             console.print(
-                f"[bold]{number}. Training {stage.task}[/], {stage.role}: {stage.seeds} fresh starts; "
-                f"{', '.join(stage.baselines)} tuned."
+                f"[bold]{number}. Training {stage.task}[/], {stage.role}: {stage.seeds} fresh "
+                f"starts; {', '.join(stage.baselines)} tuned."
             )
             records.extend(_compare(stage, trained, status.update))
         status.update("drawing the report")
-        config = {"seconds": seconds, "seed": seed, "meta_training": META_TRAINING, "data": "sample"}
+        config = {
+            "seconds": seconds,
+            "seed": seed,
+            "meta_training": META_TRAINING,
+            "data": "sample",
+        }
         summary = write_results(
             folder, records, recipe="demo", scale="quick", command=command, config=config,
             overwrite=True,

@@ -1,4 +1,4 @@
-"""Trained rules: the rule, its weights and how they came to be, as one file; and the bundled ones."""
+"""Trained rules: the rule, its weights and how they came to be, in one file; the bundled ones."""
 
 from __future__ import annotations
 

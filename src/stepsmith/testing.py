@@ -114,7 +114,7 @@ def check_shapes(rule: Rule, weights: Weights) -> None:
         for key, value in carry.items():
             _require(
                 value.dim() == 2 and value.shape[1] == n and value.dtype == dtype, rule,
-                f"carry {key!r} must be (K, {n}) of {dtype}, got {tuple(value.shape)} {value.dtype}",
+                f"carry {key!r}: (K, {n}) of {dtype}, got {tuple(value.shape)} {value.dtype}",
             )  # fmt: skip
         grad_N = next(_gradients(n, dtype=dtype))
         features, scale, moved = rule.features(grad_N, param_N, state, SHAPE)
@@ -187,7 +187,9 @@ def check_coordinatewise(rule: Rule, weights: Weights) -> None:
             next(_gradients(n)), param_N, rule.init_state(param_N), SHAPE
         )
         output, _ = rule.network(weights, features, carry)
-        mixed, _ = rule.network(weights, features[:, order], {k: v[:, order] for k, v in carry.items()})
+        mixed, _ = rule.network(
+            weights, features[:, order], {k: v[:, order] for k, v in carry.items()}
+        )
         one = rule.step(output, scale)[order]
         two = rule.step(mixed, None if scale is None else scale[order])
         half, _ = rule.network(

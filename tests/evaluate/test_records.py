@@ -28,9 +28,7 @@ def test_round_trip(tmp_path):
     loaded = Records.load(tmp_path / "records.parquet")
     assert len(loaded.blocks) == len(records.blocks)
     for block in records.blocks:
-        (found,) = [
-            b for b in loaded.blocks if (b.key, b.metric) == (block.key, block.metric)
-        ]
+        (found,) = [b for b in loaded.blocks if (b.key, b.metric) == (block.key, block.metric)]
         np.testing.assert_array_equal(found.values, block.values)
         np.testing.assert_array_equal(found.seeds, block.seeds)
         np.testing.assert_array_equal(found.steps, block.steps)

@@ -36,8 +36,7 @@ def test_meta_training_beats_the_fresh_rule_and_adam_on_quadratics():
 @pytest.mark.parametrize("window", [None, 4])
 def test_same_seed_same_numbers(window):
     runs = [
-        meta_train(Quadratic(3), steps=300, window=window, seed=seed, **SMALL)
-        for seed in (1, 1, 2)
+        meta_train(Quadratic(3), steps=300, window=window, seed=seed, **SMALL) for seed in (1, 1, 2)
     ]
     assert same(runs[0], runs[1])
     assert not same(runs[0], runs[2])

@@ -14,7 +14,9 @@ DECAY = (0.0, 0.1)
 
 
 def grid(**choices):
-    return [dict(zip(choices, values, strict=True)) for values in itertools.product(*choices.values())]
+    return [
+        dict(zip(choices, values, strict=True)) for values in itertools.product(*choices.values())
+    ]
 
 
 CASES = [

@@ -99,9 +99,11 @@ def couples(self, grad_N, param_N, state, shape):
 
 
 def overflows(self, grad_N, param_N, state, shape):
-    return (grad_N / (grad_N * grad_N + 1).sqrt() * 0 + grad_N * grad_N)[None], None, {
-        "step": state["step"] + 1
-    }
+    return (
+        (grad_N / (grad_N * grad_N + 1).sqrt() * 0 + grad_N * grad_N)[None],
+        None,
+        {"step": state["step"] + 1},
+    )
 
 
 def forgets(self, grad_N, param_N, state, shape):
@@ -146,7 +148,9 @@ BROKEN: list[tuple[dict, str]] = [
 ]
 
 
-@pytest.mark.parametrize(("methods", "match"), BROKEN, ids=lambda v: v if isinstance(v, str) else "")
+@pytest.mark.parametrize(
+    ("methods", "match"), BROKEN, ids=lambda v: v if isinstance(v, str) else ""
+)
 def test_broken_rules_are_caught(methods, match):
     name = f"Broken_{next(iter(methods.values())).__name__}"
     rule = register(dataclass(frozen=True)(type(name, (Toy,), methods)))()

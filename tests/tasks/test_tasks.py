@@ -6,12 +6,12 @@ import math
 
 import pytest
 import torch
+from tests.conftest import make_tiny_task
 from torch import nn
 
 from stepsmith import Task, make_task
 from stepsmith.tasks import NETWORKS, ImageSet, ImageTask, Quadratic, task_names
 from stepsmith.tasks.data import ArrayData, as_data
-from tests.conftest import make_tiny_task
 
 
 def seeded(seed: int = 0) -> torch.Generator:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from tests.conftest import make_tiny_task
 from torch import nn
 
 from stepsmith import LearnedOptimizer
@@ -11,7 +12,6 @@ from stepsmith.hub import TrainedRule
 from stepsmith.rules import make_rule
 from stepsmith.tasks import ModuleTask, Quadratic
 from stepsmith.unroll import Copies, Layout, RuleStepper, TorchStepper, roll
-from tests.conftest import make_tiny_task
 
 
 def adam(params):

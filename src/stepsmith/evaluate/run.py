@@ -192,7 +192,9 @@ def add_meta_training(records: Records, key: Key, trained: TrainedRule) -> None:
     """Record what a rule's meta-training cost and how it went, where its manifest says so."""
     own = replace(key, purpose="meta")
     if "seconds" in trained.manifest:
-        records.add(own, "meta_training_seconds", [trained.manifest["seconds"]], seeds=[0], steps=[0])
+        records.add(
+            own, "meta_training_seconds", [trained.manifest["seconds"]], seeds=[0], steps=[0]
+        )
     points = trained.manifest.get("validations", [])
     if points:
         steps = [point["inner_steps"] for point in points]
@@ -234,9 +236,7 @@ def _at_rate(entry: Baseline, rate: float) -> cost.MakeOptimizer:
     return make
 
 
-def _test(
-    task: Task, key: Key, make: MakeStepper, wanted: Settings, records: Records
-) -> None:
+def _test(task: Task, key: Key, make: MakeStepper, wanted: Settings, records: Records) -> None:
     seeds = range(wanted.seeds)
     losses_ST, metrics = train(task, make, seeds, wanted.steps, wanted.copies, task.has_test)
     steps = range(wanted.steps)

@@ -69,7 +69,7 @@ def diverged(losses_ST: np.ndarray) -> np.ndarray:
 
 
 def score(losses_ST: np.ndarray, criterion: str) -> np.ndarray:
-    """(S,) mean loss over the horizon, or over its last tenth (`final`); the penalty if diverged."""
+    """(S,) mean loss over the horizon or its last tenth (`final`); the penalty if diverged."""
     steps = losses_ST.shape[1]
     tail = losses_ST if criterion == "mean" else losses_ST[:, steps - max(1, steps // 10) :]
     with np.errstate(invalid="ignore"):
@@ -185,9 +185,7 @@ def _metric_rows(runs: list[_Run], metric: str) -> list[Row]:
         return []
     accuracy = metric == "test_accuracy"
     pick: Callable[..., _Run] = max if accuracy else min
-    best = (
-        pick(baselines, key=lambda run: float(run.value(metric).mean())) if baselines else None
-    )
+    best = pick(baselines, key=lambda run: float(run.value(metric).mean())) if baselines else None
     rows = []
     for run in runs:
         values_S = run.value(metric)

@@ -1,4 +1,4 @@
-"""The LSTM rules' network, fused by hand: one step in place, and a whole sequence with its gradient.
+"""The LSTM rules' network, fused by hand: one step in place, a whole sequence with its gradient.
 
 Mirrors `stepsmith.rules.lstm.LSTMRule.network`, its reference. Two facts make it fast on a CPU:
 coordinates are innermost, so that each gate is one contiguous slab, and every tanh is taken as
@@ -145,9 +145,7 @@ class _LSTMLayer(torch.autograd.Function):
         delta_TGS = torch.empty_like(gates_TGS)
         slope_TGS = delta_TGS  # the recursion multiplies it by the cell's or the output's gradient
         torch.mul(candidate_THS * enter_THS, 1 - enter_THS, out=slope_TGS[:, :hidden])
-        torch.mul(
-            cell_THS[:-1] * forget_THS, 1 - forget_THS, out=slope_TGS[:, hidden : 2 * hidden]
-        )
+        torch.mul(cell_THS[:-1] * forget_THS, 1 - forget_THS, out=slope_TGS[:, hidden : 2 * hidden])
         slope_TGS[:, 2 * hidden : 3 * hidden] = leave_slope_THS
         torch.mul(enter_THS, 1 - candidate_THS * candidate_THS, out=slope_TGS[:, 3 * hidden :])
         hidden_grad_HS = torch.zeros_like(outer_THS[0])

@@ -74,8 +74,9 @@ def load_run(run: Run, path: Path) -> None:
     want, have = _identity(run), manifest["identity"]
     for key in want:
         if want[key] != have.get(key):
+            difference = _difference(want[key], have.get(key))
             raise CheckpointError(
-                f"{path}: was written by a run whose {key} is {_difference(want[key], have.get(key))}; "
+                f"{path}: was written by a run whose {key} is {difference}; "
                 "resume with the same settings or start in another folder"
             )
     for weight in run.weights.values():

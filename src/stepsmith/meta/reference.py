@@ -96,9 +96,7 @@ def _one_copy(
             counted.append(loss)
         if step == steps:
             break
-        (grad_P,) = torch.autograd.grad(
-            loss, theta_P, create_graph=second_order, retain_graph=True
-        )
+        (grad_P,) = torch.autograd.grad(loss, theta_P, create_graph=second_order, retain_graph=True)
         deltas = []
         for part, (span, shape) in enumerate(parts):
             with torch.set_grad_enabled(second_order):

@@ -15,7 +15,6 @@ from typing import Any
 
 import torch
 
-
 from stepsmith.hub import TrainedRule
 from stepsmith.meta.adjoint import LossTimes, Window, adjoint_window
 from stepsmith.meta.checkpoint import load_run, save_run
@@ -155,7 +154,9 @@ class Run:
 
     def __init__(self, task: Task, rule: Rule, config: MetaTrainConfig):
         if not rule.learned:
-            raise ValueError(f"{type(rule).__name__} has no weights: there is nothing to meta-train")
+            raise ValueError(
+                f"{type(rule).__name__} has no weights: there is nothing to meta-train"
+            )
         self.task, self.rule, self.config = task, rule, config
         seeds = torch.Generator().manual_seed(config.seed)
         self.sampler = torch.Generator().manual_seed(config.seed + 1)
@@ -369,5 +370,3 @@ def meta_train(
         save_run(run, checkpoint)
         trained.save(folder / "rule.safetensors")
     return trained
-
-

@@ -1,8 +1,8 @@
 """Many parameters' statistics and carries as a few long tensors.
 
-An LSTM step costs least on one long vector. A bucket therefore holds the state of all parameters of
-a device and dtype side by side, and `optimizer.state[p]` holds views into it, in the parameter's own
-shape, so that saving, loading and inspecting work as for any optimizer.
+An LSTM step costs least on one long vector. A bucket therefore holds the state of all parameters
+of a device and dtype side by side, and `optimizer.state[p]` holds views into it, in the
+parameter's own shape, so that saving, loading and inspecting work as for any optimizer.
 
 Shape letters: N = coordinates of all members, n = coordinates of one member, K = channels of one
 carried tensor.

@@ -180,9 +180,7 @@ class LearnedOptimizer(torch.optim.Optimizer):
         params = [member.param for member in run]
         deltas = [
             part.view(member.param.shape).to(member.param.dtype)
-            for member, part in zip(
-                run, delta_n.split([m.param.numel() for m in run]), strict=True
-            )
+            for member, part in zip(run, delta_n.split([m.param.numel() for m in run]), strict=True)
         ]
         if decay:
             torch._foreach_mul_(params, 1 - lr * decay)
@@ -197,7 +195,7 @@ class LearnedOptimizer(torch.optim.Optimizer):
         return self._networks[key]
 
     def _sync_buckets(self) -> None:
-        """Make buckets for parameters seen for the first time; rebuild those whose state changed."""
+        """Make buckets for new parameters; rebuild those whose state was replaced."""
         del self._buckets[len(self.param_groups) :]
         for index, group in enumerate(self.param_groups):
             if index == len(self._buckets):

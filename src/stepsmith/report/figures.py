@@ -9,6 +9,7 @@ import io
 from collections.abc import Iterable
 
 import matplotlib as mpl
+import matplotlib.ticker
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -74,6 +75,12 @@ def _figure(width: float = 7.2, height: float = 4.2) -> tuple[Figure, Axes]:
     return figure, figure.add_subplot()
 
 
+def _plain_minor(value: float, _: int) -> str:
+    """Labels between the powers of ten of a log axis: 2, 3 and 5 times."""
+    leading = f"{value:e}"[0]
+    return f"{value:g}" if leading in "235" else ""
+
+
 def loss_curves(records: Records, task: str) -> Figure:
     """Mean over seeds of the smoothed training loss, with the 95 % interval of that mean."""
     blocks = shown(records, task)
@@ -98,8 +105,7 @@ def loss_curves(records: Records, task: str) -> Figure:
             axes.fill_between(x_T, low_T, mean_T + half_T, color=colour, alpha=0.15, lw=0)
         axes.set_yscale("log")
         axes.yaxis.set_major_formatter(mpl.ticker.FuncFormatter(lambda v, _: f"{v:g}"))
-        axes.yaxis.set_minor_formatter(mpl.ticker.LogFormatter(labelOnlyBase=False,
-                                                               minor_thresholds=(2, 0.6)))  # fmt: skip
+        axes.yaxis.set_minor_formatter(mpl.ticker.FuncFormatter(_plain_minor))
         if blocks and blocks[0].values.shape[1] > 200:
             axes.set_xscale("log")
         axes.set(xlabel="step", ylabel="training loss", title=task)

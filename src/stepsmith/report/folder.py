@@ -91,9 +91,7 @@ def rerender(folder: Path) -> Path:
     return folder / "report.html"
 
 
-def _draw(
-    folder: Path, records: Records, summary: dict[str, Any], config: dict[str, Any]
-) -> None:
+def _draw(folder: Path, records: Records, summary: dict[str, Any], config: dict[str, Any]) -> None:
     for task in figures.tasks(records):
         slug = "".join(c if c.isalnum() or c in "-_." else "-" for c in task)
         drawn = {

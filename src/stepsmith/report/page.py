@@ -107,5 +107,7 @@ def _cell(row: dict[str, Any] | None, metric: str) -> dict[str, str]:
         interval = " to ".join(f"{bound * unit:.4g}" for bound in bounds)
     ratio = ""
     if row["ratio"] is not None:
-        ratio = f"{row['ratio']:+.2f} points" if metric == "test_accuracy" else f"×{row['ratio']:.3f}"
+        ratio = (
+            f"{row['ratio']:+.2f} points" if metric == "test_accuracy" else f"×{row['ratio']:.3f}"
+        )
     return {"value": text, "interval": interval, "ratio": ratio}

@@ -8,7 +8,7 @@ _MEAN, _FINAL = "mean_train_loss", "final_train_loss"
 
 
 def verdicts(rows: list[dict[str, Any]]) -> list[str]:
-    """One sentence for each task and learned rule: mean loss, and final loss whoever leads there."""
+    """A sentence for each task and learned rule: mean loss, and final loss whoever leads."""
     sentences = []
     for row in rows:
         if row["metric"] == _MEAN and row["kind"] == "learned":

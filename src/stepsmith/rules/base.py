@@ -104,14 +104,12 @@ class Rule(ABC):
         """
 
     @abstractmethod
-    def network(
-        self, weights: Weights, features_FN: Tensor, carry: Carry
-    ) -> tuple[Tensor, Carry]:
+    def network(self, weights: Weights, features_FN: Tensor, carry: Carry) -> tuple[Tensor, Carry]:
         """The learned part: (F, N) features to (O, N) output, and the new carry."""
 
     @abstractmethod
     def step(self, output_ON: Tensor, scale_N: Tensor | None) -> Tensor:
-        """Turn the output into the step (N,), in parameter units; it is *added* to the parameter."""
+        """Turn the output into the step (N,), parameter units; it is *added* to the parameter."""
 
     def config(self) -> dict[str, Any]:
         """The fields, as JSON-able values."""

@@ -40,7 +40,9 @@ def make_task(name: str, **options: Any) -> Task:
         return _imported_task(name, options)
     try:
         if name == "quadratic":
-            quadratic_options = {k: v for k, v in options.items() if k not in ("source", "data_dir")}
+            quadratic_options = {
+                k: v for k, v in options.items() if k not in ("source", "data_dir")
+            }
             return Quadratic(**quadratic_options)
         for network in sorted(NETWORKS, key=len, reverse=True):
             if name.startswith(f"{network}-"):

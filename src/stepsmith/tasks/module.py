@@ -144,7 +144,7 @@ class ModuleTask(Task):
         return "vmap"
 
     def init(self, generator: torch.Generator) -> tuple[Params, Buffers]:
-        """The parameters that require gradients, and everything else the module holds as buffers."""
+        """Parameters that require gradients; everything else the module holds as buffers."""
         module = self._build(generator)
         params = {k: p.detach().clone() for k, p in module.named_parameters() if p.requires_grad}
         buffers = {

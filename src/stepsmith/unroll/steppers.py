@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from stepsmith import kernels
-from stepsmith.rules.base import Carry, Rule, State, Weights
+from stepsmith.rules.base import Rule, State, Weights
 from stepsmith.unroll.copies import Layout
 
 MakeOptimizer = Callable[[Iterable[Tensor]], torch.optim.Optimizer]
@@ -60,9 +60,7 @@ class RuleStepper:
         self.lr, self.weight_decay = lr, weight_decay
         self.backend = backend
         self.state = self._fresh_state(theta_CP)
-        self.carry = rule.init_carry(
-            theta_CP.numel(), dtype=theta_CP.dtype, device=theta_CP.device
-        )
+        self.carry = rule.init_carry(theta_CP.numel(), dtype=theta_CP.dtype, device=theta_CP.device)
         self.load(weights, theta_CP)
 
     def load(self, weights: Weights, theta_CP: Tensor) -> None:
@@ -212,9 +210,7 @@ class TorchStepper:
             self._optimizers[0].step()
             theta_CP.copy_(self._joined.detach())
             return
-        for copy, (params, optimizer) in enumerate(
-            zip(self._split, self._optimizers, strict=True)
-        ):
+        for copy, (params, optimizer) in enumerate(zip(self._split, self._optimizers, strict=True)):
             for param, grad in zip(params, self.layout.views(grad_CP[copy]).values(), strict=True):
                 param.grad = grad.clone()
             optimizer.step()

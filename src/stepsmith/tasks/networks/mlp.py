@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import torch
 from torch import Tensor, nn
 
@@ -28,7 +30,7 @@ class MLP(nn.Module):
         super().__init__()
         sizes = (inputs, *hidden, classes)
         layers: list[nn.Module] = []
-        for fan_in, fan_out in zip(sizes[:-1], sizes[1:], strict=True):
+        for fan_in, fan_out in itertools.pairwise(sizes):
             linear = nn.Linear(fan_in, fan_out)
             nn.init.normal_(linear.weight, std=fan_in**-0.5)
             nn.init.zeros_(linear.bias)

@@ -1,0 +1,187 @@
+"""Figures, sentences, the page and the folder, from made-up records."""
+
+from __future__ import annotations
+
+import json
+import re
+
+import numpy as np
+import pytest
+
+from stepsmith.evaluate.records import Key, Records
+from stepsmith.evaluate.statistics import summarise
+from stepsmith.report import (
+    break_even,
+    cost_sentences,
+    figures,
+    new_run_folder,
+    read_results,
+    rerender,
+    verdicts,
+    write_results,
+)
+from stepsmith.store import CheckpointError
+
+STEPS, SEEDS = 100, 8
+
+
+def made(learned_rate=0.1, factor=1.0, task="toy", bad=0, ms=(4.0, 1.0), name="mine") -> Records:
+    records = Records()
+    rng = np.random.default_rng(1)
+    noise = rng.random((SEEDS, STEPS)) * 0.02
+    for optimizer, rate in ((name, learned_rate), ("adam", 0.06), ("sgd", 0.02)):
+        learned = optimizer == name
+        losses = 2 * np.exp(-rate * np.arange(STEPS)) * (factor if learned else 1) + 0.3 + noise
+        if learned:
+            losses[:bad, 50:] = np.nan
+        key = Key(
+            recipe="test", scale="quick", task=task, data="noise", optimizer=optimizer,
+            horizon=STEPS, kind="learned" if learned else "baseline",
+            tuned_for="" if learned else "mean,final", hyper_parameters=json.dumps({"lr": 0.1}),
+        )  # fmt: skip
+        seeds, steps = range(SEEDS), range(STEPS)
+        records.add(key, "train_loss", losses, seeds=seeds, steps=steps, split="train")
+        records.add(key, "test_accuracy", 0.9 - losses[:, :1] / 100, seeds=seeds, steps=[STEPS])
+        cost = Key(task=task, purpose="cost", optimizer=optimizer, horizon=STEPS)
+        step_ms = ms[0] if learned else ms[1]
+        for metric, value in (("seconds_per_step", step_ms), ("gradient_seconds", 0.8)):
+            records.add(cost, metric, np.full(5, value / 1e3), seeds=range(5), steps=[0])
+        if learned:
+            meta = Key(task=task, purpose="meta", optimizer=optimizer, checkpoint="c")
+            records.add(meta, "meta_training_seconds", [30.0], seeds=[0], steps=[0])
+            records.add(meta, "validation_score", [[1.0, 0.5]], seeds=[0], steps=[0, 100])
+        if not learned:
+            tuning = Key(
+                task=task, purpose="tuning", optimizer=optimizer, horizon=STEPS,
+                hyper_parameters=json.dumps({"lr": 0.1}),
+            )  # fmt: skip
+            records.add(tuning, "train_loss", losses, seeds=seeds, steps=steps)
+    return records
+
+
+def test_the_verdict_names_the_leader_of_both_losses():
+    (sentence,) = verdicts(summarise(made()))
+    assert re.search(r"best tuned baseline, adam: mine leads", sentence)
+    (sentence,) = verdicts(summarise(made(learned_rate=0.06)))
+    assert "no clear difference" in sentence
+    (sentence,) = verdicts(summarise(made(learned_rate=0.01)))
+    assert sentence.count("adam leads") == 2
+    assert "diverged" not in sentence
+    (sentence,) = verdicts(summarise(made(bad=2)))
+    assert "2 of its runs diverged" in sentence
+
+
+def test_break_even_is_meta_seconds_over_seconds_saved():
+    records = made(learned_rate=0.3, ms=(1.5, 1.0))
+    rows = summarise(records)
+    (entry,) = break_even(rows, records)
+    saved = entry["baseline_steps"] * 1e-3 - entry["steps"] * 1.5e-3
+    assert saved > 0
+    assert entry["trainings"] == pytest.approx(30.0 / saved)
+    assert "repaid after" in cost_sentences([entry])[0]
+
+
+def test_what_is_slower_is_never_repaid():
+    records = made(ms=(40.0, 1.0))
+    (entry,) = break_even(summarise(records), records)
+    assert entry["trainings"] is None
+    assert "never repaid" in cost_sentences([entry])[0]
+    records = made(learned_rate=0.001)
+    (entry,) = break_even(summarise(records), records)
+    assert entry["seconds"] is None
+    assert "never reaches adam's final loss" in cost_sentences([entry])[0]
+
+
+@pytest.mark.parametrize("bad", [0, 3, SEEDS])
+def test_every_figure_draws_even_with_diverged_runs(bad):
+    records = made(bad=bad)
+    for figure in (
+        figures.loss_curves(records, "toy"), figures.accuracies(records, "toy"),
+        figures.step_costs(records, "toy"), figures.meta_curve(records),
+        figures.tuning_curves(records, "toy"),
+    ):  # fmt: skip
+        assert figure is not None
+        assert figures.svg(figure).startswith("<svg")
+    if 0 < bad < SEEDS:
+        assert f"({bad} diverged)" in figures.svg(figures.loss_curves(records, "toy"))
+
+
+def test_figures_are_the_same_every_time():
+    one, two = (figures.svg(figures.loss_curves(made(), "toy")) for _ in range(2))
+    assert one == two
+
+
+def test_figures_of_what_was_not_measured():
+    empty = Records()
+    assert figures.accuracies(empty, "toy") is None
+    assert figures.step_costs(empty, "toy") is None
+    assert figures.meta_curve(empty) is None
+    assert figures.tuning_curves(empty, "toy") is None
+
+
+def written(folder, **options) -> dict:
+    return write_results(
+        folder, made(**options), recipe="test", scale="quick", command="stepsmith <test>",
+        config={"seeds": SEEDS},
+    )  # fmt: skip
+
+
+def test_a_folder_holds_everything(tmp_path):
+    summary = written(tmp_path / "run")
+    names = {path.name for path in (tmp_path / "run").iterdir()}
+    assert {"config.json", "records.parquet", "summary.json", "report.html", "toy.svg"} <= names
+    assert set(summary) == {"recipe", "scale", "command", "machine", "versions", "rows"}
+    row = summary["rows"][0]
+    assert set(row) == {
+        "protocol", "optimizer", "kind", "rule", "meta_task", "hyper_parameters", "task", "horizon",
+        "metric", "mean", "median", "low", "high", "seeds", "diverged", "against", "ratio",
+        "ratio_low", "ratio_high",
+    }  # fmt: skip
+    records, again, config = read_results(tmp_path / "run")
+    assert json.loads(json.dumps(summary)) == again
+    assert config == {"seeds": SEEDS}
+    assert summarise(records) == summary["rows"]
+
+
+def test_a_folder_is_never_overwritten(tmp_path):
+    written(tmp_path / "run")
+    with pytest.raises(ValueError, match="results of an earlier run"):
+        written(tmp_path / "run")
+    names = [new_run_folder(tmp_path, "run").name for _ in range(3)]
+    assert names == ["run-2", "run-3", "run-4"]
+
+
+def test_the_page_is_self_contained_and_escaped(tmp_path):
+    written(tmp_path / "run", name="<b>mine</b>")
+    page = (tmp_path / "run" / "report.html").read_text()
+    assert not re.search(r"""(src|href)\s*=\s*["']?(https?:)?//""", page)
+    assert "@import" not in page
+    assert "<script" not in page
+    assert "<b>mine" not in page
+    assert "&lt;b&gt;mine&lt;/b&gt;" in page
+    assert "stepsmith &lt;test&gt;" in page
+    assert page.count("<svg") >= 4
+    for word in ("nan", "None", "inf"):
+        assert not re.search(rf">\s*{word}\s*<", page)
+
+
+def test_a_page_is_drawn_again_from_records_alone(tmp_path):
+    folder = tmp_path / "run"
+    written(folder)
+    before = (folder / "report.html").read_text()
+    (folder / "report.html").unlink()
+    (folder / "toy.svg").unlink()
+    assert rerender(folder).read_text() == before
+    assert (folder / "toy.svg").exists()
+
+
+def test_folders_that_are_none(tmp_path):
+    with pytest.raises(CheckpointError, match="no such file"):
+        rerender(tmp_path)
+    written(tmp_path / "run")
+    (tmp_path / "run" / "summary.json").write_text("{")
+    with pytest.raises(CheckpointError, match="not readable as JSON"):
+        rerender(tmp_path / "run")
+    (tmp_path / "file").write_text("")
+    with pytest.raises(CheckpointError, match="cannot be made"):
+        new_run_folder(tmp_path / "file", "run")

@@ -1,0 +1,168 @@
+"""The command line: what it writes, and that every mistake is one line and exit code 2."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from stepsmith import cli, demo
+from stepsmith.hub import load
+
+SMALL = ["--task", "quadratic", "--horizon", "10", "--steps", "60", "--copies", "2"]
+
+
+def run(capsys, *arguments: str) -> tuple[int, str, str]:
+    """Exit code, output and errors of the command line."""
+    with pytest.raises(SystemExit) as stopped:
+        cli.main(list(arguments))
+    captured = capsys.readouterr()
+    return int(stopped.value.code or 0), captured.out, captured.err
+
+
+def test_train_evaluate_report_info(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    code, out, _ = run(capsys, "train", *SMALL)
+    assert code == 0
+    assert "rule.safetensors" in out.replace("\n", "")
+    folder = tmp_path / "runs" / "train-quadratic"
+    for name in ("config.json", "records.parquet", "run.safetensors", "rule.safetensors",
+                 "report.html", "summary.json", "meta-training.svg"):  # fmt: skip
+        assert (folder / name).exists(), name
+    rule = str(folder / "rule.safetensors")
+    code, out, _ = run(
+        capsys, "evaluate", "--task", "quadratic", "--rule", rule, "-b", "adam", "--steps", "10",
+        "--seeds", "3", "--tuning-seeds", "2",
+    )  # fmt: skip
+    assert code == 0
+    assert "times the mean training loss of the best tuned" in " ".join(out.split())
+    summary = json.loads((tmp_path / "runs/evaluate-quadratic/summary.json").read_text())
+    assert {row["optimizer"] for row in summary["rows"]} == {"learned (quadratic)", "adam"}
+    code, out, _ = run(capsys, "report", "runs/evaluate-quadratic")
+    assert code == 0
+    code, out, _ = run(capsys, "info", rule)
+    assert "horizon" in out
+    assert "LSTMRule" in out
+
+
+def test_runs_never_overwrite_older_ones(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for _ in range(2):
+        assert run(capsys, "train", *SMALL)[0] == 0
+    assert sorted(p.name for p in (tmp_path / "runs").iterdir()) == [
+        "train-quadratic", "train-quadratic-2",
+    ]  # fmt: skip
+
+
+def test_lists(capsys):
+    assert "convnet-sigmoid-mnist" in run(capsys, "tasks")[1]
+    out = run(capsys, "rules")[1]
+    assert "joined" in out
+    assert "rmsprop" in out
+
+
+def test_a_users_own_task(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "owntask.py").write_text(
+        "import torch\nfrom stepsmith import Task\n"
+        "def make():\n"
+        "    data = (torch.randn(40, 3), torch.randn(40, 1))\n"
+        "    return Task.from_module(lambda: torch.nn.Linear(3, 1),\n"
+        "                            torch.nn.functional.mse_loss, data, batch_size=4)\n"
+    )
+    arguments = ["--task", "owntask:make", "--horizon", "5", "--steps", "20", "--copies", "1"]
+    assert run(capsys, "train", *arguments)[0] == 0
+    assert (tmp_path / "runs" / "train-owntask-make" / "rule.safetensors").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "match"),
+    [
+        (["train", "--task", "mlp-minst", "--steps", "9"], "unknown|Did you mean"),
+        (["train", "--task", "quadratik", "--steps", "9"], "Did you mean 'quadratic'"),
+        (["train", "--task", "quadratic", "--rule", "joind"], "Did you mean 'joined'"),
+        (["train", "--task", "quadratic", "--seconds", "-3"], "seconds must be"),
+        (["train", "--task", "quadratic", "--seconds", "3", "--steps", "3"], "not both"),
+        (["train", "--task", "quadratic", "--steps", "9", "--lr", "-1"], "lr must be"),
+        (["train", "--task", "quadratic", "--steps", "9", "--window", "7"], "multiple"),
+        (["train", "--resume", "nowhere"], "no such file; --resume takes the folder"),
+        (["evaluate", "--task", "quadratic", "--seeds", "0", "-b", "adam"], "seeds must be"),
+        (["evaluate", "--task", "quadratic", "-b", "adm"], "Did you mean 'adam'"),
+        (["evaluate", "--task", "quadratic", "--rule", "nope"], "known: convnet-mnist"),
+        (
+            ["evaluate", "--task", "mlp-mnist", "--source", "directory", "--data-dir", "void"],
+            "void",
+        ),
+        (["evaluate", "--task", "mlp-mnist", "--source", "web"], "source"),
+        (["info", "nothing.safetensors"], "no such file"),
+        (["report", "nowhere"], "no such file"),
+    ],
+)
+def test_mistakes_are_one_line_and_exit_code_2(arguments, match, tmp_path, capsys, monkeypatch):
+    import re
+
+    monkeypatch.chdir(tmp_path)
+    code, _, err = run(capsys, *arguments)
+    assert code == 2
+    lines = [line for line in err.splitlines() if line.strip()]
+    assert len(lines) == 1, err
+    assert re.search(match, lines[0])
+    assert "Traceback" not in err
+
+
+def test_unknown_options_exit_with_2(capsys):
+    assert run(capsys, "train", "--colour", "red")[0] == 2
+
+
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_run_can_be_continued(tmp_path, sent):
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "stepsmith", "train", "--task", "quadratic", "--horizon", "20",
+               "--steps", "400000", "--copies", "2"]  # fmt: skip
+    process = subprocess.Popen(
+        command, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        text=True,
+    )  # fmt: skip
+    folder = tmp_path / "runs" / "train-quadratic"
+    deadline = time.monotonic() + 60
+    while not (folder / "config.json").exists() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    time.sleep(3)
+    process.send_signal(sent)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 2
+    assert "Traceback" not in err
+    assert "interrupted" in err
+    config = json.loads((folder / "config.json").read_text())
+    config["meta_training"]["steps"] = 4000
+    (folder / "config.json").write_text(json.dumps(config))
+    done = subprocess.run(
+        [*command[:4], "--resume", str(folder)], cwd=tmp_path, env=environment, text=True,
+        capture_output=True, check=True,
+    )  # fmt: skip
+    assert "rule.safetensors" in done.stdout.replace("\n", "")
+    assert load(folder / "rule.safetensors").horizon == 20
+
+
+def test_demo_end_to_end(tmp_path, capsys, monkeypatch):
+    stages = (
+        demo.Stage("mlp-mnist", "its own", ("adam",), 2, 1),
+        demo.Stage("mlp-fashion_mnist", "other data", ("adam",), 2, 1),
+    )
+    monkeypatch.setattr(demo, "STAGES", stages)
+    monkeypatch.setattr(demo, "META_TRAINING", {"copies": 1, "validations": 1,
+                                                "validation_copies": 1, "horizon": 10})  # fmt: skip
+    code, out, _ = run(capsys, "demo", "--seconds", "1", "--out", str(tmp_path))
+    assert code == 0
+    assert (tmp_path / "demo" / "report.html").exists()
+    assert load(tmp_path / "demo" / "rule.safetensors").name == "demo"
+    page = (tmp_path / "demo" / "report.html").read_text()
+    assert "mlp-fashion_mnist" in page
+    text = " ".join(out.split())
+    assert "Final loss" in text
+    assert "meta-training took" in text
