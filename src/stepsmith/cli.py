@@ -19,7 +19,7 @@ from rich.table import Table
 from stepsmith import demo as demonstration
 from stepsmith import store
 from stepsmith.evaluate import BASELINES, Key, Records, evaluate
-from stepsmith.evaluate.run import add_meta_training, learned_key
+from stepsmith.evaluate.run import Settings, add_meta_training, learned_key
 from stepsmith.hub import BUNDLED, TrainedRule, load
 from stepsmith.meta.trainer import meta_train
 from stepsmith.report import new_run_folder, rerender, write_results
@@ -184,7 +184,7 @@ def evaluate_command(
         result = evaluate(
             made, trained, config["baselines"], recipe=recipe, scale=scale, say=status.update,
             steps=steps, seeds=seeds, tuning_seeds=tuning_seeds,
-            **({} if timing else {"timing_rounds": 0}),
+            timing_rounds=Settings.timing_rounds if timing else 0,
         )  # fmt: skip
         status.update("drawing the report")
         where = folder or new_run_folder(out, f"evaluate-{_slug(task)}")

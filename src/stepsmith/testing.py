@@ -3,16 +3,19 @@
     from stepsmith.testing import check_rule
     check_rule(MyRule())
 
-Each check raises AssertionError with one line: what was expected, and what came.
+Each check raises AssertionError with one line: who, what was expected, and what came.
 
 Shape letters: N = coordinates, C = copies, F = features, O = outputs, T = steps.
 """
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -59,6 +62,261 @@ def fresh_weights(rule: Rule, seed: int = 0) -> dict[str, Tensor]:
     }
 
 
+def check_shapes(rule: Rule, weights: Weights) -> None:
+    """Shapes and dtypes of state, carry, features, output and step, in float32 and float64, for a
+    matrix, a vector of one number and a 0-d tensor."""
+    for shape in (SHAPE, (1,), ()):
+        for dtype in (torch.float32, torch.float64):
+            _check_shapes(rule, _cast(weights, dtype), shape, dtype)
+
+
+def _check_shapes(rule: Rule, weights: Weights, shape: tuple[int, ...], dtype: torch.dtype) -> None:
+    n = math.prod(shape)
+    where = f"(tensor of shape {shape}, {dtype})"
+    param_N = torch.ones(n, dtype=dtype)
+    state, carry = rule.init_state(param_N), rule.init_carry(n, dtype=dtype)
+    _require("step" in rule.per_tensor and "step" in state, rule, "state must count its `step`s")
+    for key, value in state.items():
+        want = () if key in rule.per_tensor else (n,)
+        _require(
+            value.shape == want, rule,
+            f"state {key!r} must have shape {want}, got {tuple(value.shape)} {where}",
+        )  # fmt: skip
+    for key, value in carry.items():
+        _require(
+            value.dim() == 2 and value.shape[1] == n and value.dtype == dtype, rule,
+            f"carry {key!r} must be (K, {n}), got {tuple(value.shape)} {value.dtype} {where}",
+        )  # fmt: skip
+    for key, value in rule.init_carry(n, device="meta").items():
+        _require(value.is_meta, rule, f"carry {key!r} must be made on the device asked for")
+    features, scale, moved = rule.features(torch.ones(n, dtype=dtype), param_N, state, shape)
+    output, carried = rule.network(weights, features, carry)
+    delta_N = rule.step(output, scale)
+    for name, value in (("features", features), ("output", output)):
+        _require(
+            value.dim() == 2 and value.shape[1] == n and value.dtype == dtype, rule,
+            f"{name} must be (channels, {n}), got {tuple(value.shape)} {value.dtype} {where}",
+        )  # fmt: skip
+    for name, value in (("scale", scale), ("step", delta_N)):
+        _require(
+            value is None or (value.shape == (n,) and value.dtype == dtype), rule,
+            f"{name} must be ({n},), got {value is not None and tuple(value.shape)} {where}",
+        )  # fmt: skip
+    for name, before, after in (("state", state, moved), ("carry", carry, carried)):
+        _require(before.keys() == after.keys(), rule, f"{name} keys changed: {sorted(after)}")
+        for key, value in before.items():
+            new = after[key]
+            _require(
+                value.shape == new.shape and value.dtype == new.dtype, rule,
+                f"{name} {key!r} changed from {tuple(value.shape)} {value.dtype} to "
+                f"{tuple(new.shape)} {new.dtype} {where}",
+            )  # fmt: skip
+    _require(float(moved["step"]) == 1, rule, "`step` must be 1 after one step")
+
+
+def check_pure(rule: Rule, weights: Weights) -> None:
+    """No part writes to an argument or uses global random numbers, and the same arguments give the
+    same result."""
+    n = math.prod(SHAPE)
+    random = torch.random.get_rng_state()
+    param_N = torch.ones(n, dtype=torch.float64)
+    features, scale, _ = _twice(
+        rule, "features", next(_gradients(n)), param_N, rule.init_state(param_N), SHAPE
+    )
+    carry = _carry(rule, n)
+    output, _ = _twice(rule, "network", _cast(weights, torch.float64), features, carry)
+    _twice(rule, "step", output, scale)
+    _require(
+        torch.equal(random, torch.random.get_rng_state()), rule,
+        "torch's global random numbers were used; take a Generator",
+    )  # fmt: skip
+
+
+def _twice(rule: Rule, part: str, *arguments: Any) -> Any:
+    before = copy.deepcopy(arguments)
+    results = [copy.deepcopy(getattr(rule, part)(*arguments)) for _ in range(2)]
+    _require(
+        _same(before, arguments), rule,
+        f"{part}: an argument was written to; return new tensors",
+    )  # fmt: skip
+    _require(_same(*results), rule, f"{part}: the same arguments gave different results")
+    return results[0]
+
+
+def check_coordinatewise(rule: Rule, weights: Weights) -> None:
+    """What the rule declares of its coupling is true, by permuting and stacking coordinates."""
+    n = math.prod(SHAPE)
+    weights = _cast(weights, torch.float64)
+    order = torch.randperm(n, generator=torch.Generator().manual_seed(2))
+    some = order[: n // 2]
+    param_N = torch.linspace(-1, 1, n, dtype=torch.float64)
+    grads = list(_gradients(n))
+    if rule.coupling == "none":
+        whole = _roll(rule, weights, grads, param_N)
+        part = _roll(rule, weights, [g[some] for g in grads], param_N[some])
+        _require(
+            all(torch.allclose(w[some], p, rtol=1e-9) for w, p in zip(whole, part, strict=True)),
+            rule, 'coupling is "none" but a step depends on other coordinates; declare it',
+        )  # fmt: skip
+    _check_stacked(rule, grads, param_N)
+    if rule.coupling == "network":
+        return
+    carry = _carry(rule, n)
+    features, scale, _ = rule.features(grads[0], param_N, rule.init_state(param_N), SHAPE)
+    output, carried = rule.network(weights, features, carry)
+    delta_N = rule.step(output, scale)
+    for chosen in (order, some):
+        own = {key: value[:, chosen] for key, value in carry.items()}
+        output, own = rule.network(weights, features[:, chosen], own)
+        alone = rule.step(output, None if scale is None else scale[chosen])
+        _require(
+            torch.allclose(delta_N[chosen], alone, rtol=1e-9)
+            and all(torch.allclose(carried[k][:, chosen], own[k], rtol=1e-9) for k in carried),
+            rule, 'network and step mix coordinates; declare coupling = "network"',
+        )  # fmt: skip
+
+
+def _check_stacked(rule: Rule, grads: list[Tensor], param_N: Tensor) -> None:
+    """Features of C copies at once equal those of each copy: under vmap, and, where nothing is
+    coupled, by leading dimensions, per-tensor statistics as (C, 1)."""
+    copies = 3
+    factors = torch.arange(1.0, copies + 1, dtype=param_N.dtype)[:, None]
+    params = factors * param_N
+    singles = [rule.init_state(param) for param in params]
+    mapped = {key: torch.stack([one[key] for one in singles]) for key in singles[0]}
+    stacked = {k: v[:, None] if k in rule.per_tensor else v for k, v in mapped.items()}
+
+    def features(grad_N: Tensor, param_N: Tensor, state: State) -> tuple[Tensor, Tensor, State]:
+        features_FN, scale, state = rule.features(grad_N, param_N, state, SHAPE)
+        return features_FN, features_FN[0] if scale is None else scale, state
+
+    for grad_N in grads:
+        grad_CN = factors * grad_N
+        results = [features(g, p, s) for g, p, s in zip(grad_CN, params, singles, strict=True)]
+        singles = [state for *_, state in results]
+        want = [torch.stack(parts) for parts in zip(*(r[:2] for r in results), strict=True)]
+        have, scale, mapped = torch.func.vmap(features)(grad_CN, params, mapped)
+        _require(
+            torch.allclose(have, want[0], rtol=1e-9) and torch.allclose(scale, want[1], rtol=1e-9),
+            rule, "features under torch.func.vmap are not those of each tensor alone",
+        )  # fmt: skip
+        if rule.coupling == "none":
+            have, scale, stacked = features(grad_CN, params, stacked)
+            _require(
+                torch.allclose(have.transpose(0, 1), want[0], rtol=1e-9)
+                and torch.allclose(scale, want[1], rtol=1e-9),
+                rule, 'coupling is "none", so features must be elementwise: leading dimensions '
+                "changed them (per-tensor statistics come as (C, 1))",
+            )  # fmt: skip
+
+
+def check_untouched(rule: Rule, weights: Weights) -> None:
+    """A coordinate whose gradient has always been zero does not move (weight decay apart)."""
+    n = math.prod(SHAPE)
+    grads = [g * (torch.arange(n) % 2) for g in _gradients(n)]
+    zeros = torch.zeros(n, dtype=torch.float64)
+    for t, delta_N in enumerate(_roll(rule, _cast(weights, torch.float64), grads, zeros)):
+        drift = float(delta_N[::2].abs().max())
+        _require(
+            drift == 0, rule,
+            f"a coordinate whose gradient was always zero moved by {drift:.3g} at step {t}; hold "
+            "it still (FeatureSet frames) or pass faithful=True",
+        )  # fmt: skip
+
+
+def check_finite(rule: Rule, weights: Weights) -> None:
+    """Zero, tiny (1e-30) and huge (1e30) gradients give finite steps, and neither poison the
+    statistics: afterwards the steps are finite still, and not stuck at zero."""
+    weights = _cast(weights, torch.float32)
+    for odd in (0.0, 1e-30, -1e-30, 1e30, -1e30):
+        if not rule.learned and abs(odd) > 1:
+            continue  # the classic optimizers overflow as torch.optim's do
+        usual = [g.float() for g in _gradients(8)]
+        grads = [*usual[:2], torch.full((8,), odd), *usual[2:]]
+        deltas = _roll(rule, weights, grads, torch.ones(8))
+        for t, delta_N in enumerate(deltas):
+            _require(
+                bool(delta_N.isfinite().all()), rule,
+                f"step {t} is not finite after a gradient of {odd:g} at step 2; clamp before "
+                "squaring, guard logarithms and quotients",
+            )  # fmt: skip
+        _require(
+            bool(deltas[-1].any()), rule,
+            f"steps stay zero after a gradient of {odd:g}; clamp before squaring",
+        )  # fmt: skip
+
+
+def check_differentiable(rule: Rule, weights: Weights) -> None:
+    """Every weight gets a finite gradient through network and step."""
+    leaves = {key: value.requires_grad_() for key, value in _cast(weights, torch.float64).items()}
+    deltas = _roll(rule, leaves, list(_gradients(8)), torch.ones(8, dtype=torch.float64))
+    total = torch.stack(deltas).square().sum()
+    _require(total.requires_grad, rule, "no weight has a part in the steps")
+    gradients = torch.autograd.grad(total, list(leaves.values()), allow_unused=True)
+    for key, gradient in zip(leaves, gradients, strict=True):
+        _require(gradient is not None, rule, f"weight {key!r} has no part in the steps")
+        _require(bool(gradient.isfinite().all()), rule, f"the gradient of {key!r} is not finite")
+        _require(bool(gradient.any()), rule, f"the gradient of {key!r} is zero")
+
+
+def check_kernel(rule: Rule, weights: Weights) -> None:
+    """The automatic backend agrees with the reference: 1e-5 over 100 float32 steps of one recorded
+    sequence of gradients (zero, tiny and huge ones among them), 1e-10 in float64 gradients. Fresh
+    memory is poisoned, so that nothing is read before it is written."""
+    n, device = 33, torch.device("cpu")
+    state, features = rule.init_state(torch.ones(n)), []
+    for t, grad_N in enumerate(_gradients(n, 100, dtype=torch.float32)):
+        odd = {7: 0.0, 8: 1e-30, 9: 1e30 if rule.learned else 1e15}.get(t)
+        if odd is not None:
+            grad_N = torch.full_like(grad_N, odd)
+        feature_FN, _, state = rule.features(grad_N, torch.ones(n), state, (n,))
+        features.append(feature_FN)
+    carry = rule.init_carry(n)
+    other = {key: value.clone() for key, value in carry.items()}
+    fused = kernels.step_function(rule, weights, torch.float32, device, "auto")
+    plain = kernels.step_function(rule, weights, torch.float32, device, "reference")
+    with _poisoned_memory():
+        for t, feature_FN in enumerate(features):
+            pairs = {"output": (fused(feature_FN, carry), plain(feature_FN, other))}
+            pairs |= {f"carry {key!r}": (carry[key], other[key]) for key in carry}
+            for name, (fast, slow) in pairs.items():
+                _require(
+                    _close(fast, slow, 1e-5), rule,
+                    f"the fused step's {name} leaves the reference by "
+                    f"{float((fast - slow).abs().max()):.2g} at step {t}",
+                )  # fmt: skip
+    if not rule.learned:
+        return
+    leaves = {key: value.requires_grad_() for key, value in _cast(weights, torch.float64).items()}
+    stacked, carry = torch.stack(features).double(), _carry(rule, n)
+    gradients = []
+    with _poisoned_memory():
+        for backend in ("auto", "reference"):
+            output_TON = kernels.sequence(rule, leaves, stacked, carry, backend)
+            gradients.append(torch.autograd.grad(output_TON.sin().sum(), list(leaves.values())))
+    for key, fast, slow in zip(leaves, *gradients, strict=True):
+        _require(
+            _close(fast, slow, 1e-10), rule, f"fused gradient of {key!r} is not the reference's"
+        )
+
+
+def check_round_trip(rule: Rule) -> None:
+    """The configuration is JSON-able and rebuilds an equal rule; `@register` a rule of your own."""
+    try:
+        rebuilt = rule_from_config(type(rule).__name__, json.loads(json.dumps(rule.config())))
+    except (TypeError, ValueError) as error:
+        raise AssertionError(
+            f"{type(rule).__name__}: cannot be rebuilt from its configuration ({error}); decorate "
+            "its class with @stepsmith.register, and keep fields to numbers, strings and lists"
+        ) from None
+    _require(rebuilt == rule, rule, "rebuilding from its configuration gave another rule")
+
+
+def _require(truth: bool, rule: Rule, message: str) -> None:
+    if not truth:
+        raise AssertionError(f"{type(rule).__name__}: {message}")
+
+
 def _gradients(
     n: int, steps: int = STEPS, seed: int = 1, dtype: torch.dtype = torch.float64
 ) -> Iterator[Tensor]:
@@ -71,13 +329,11 @@ def _cast(weights: Weights, dtype: torch.dtype) -> dict[str, Tensor]:
     return {key: value.detach().to(dtype) for key, value in weights.items()}
 
 
-def _step(
-    rule: Rule, weights: Weights, grad_N: Tensor, param_N: Tensor, state: State, carry: Carry,
-    shape: tuple[int, ...],
-) -> tuple[Tensor, State, Carry]:  # fmt: skip
-    features, scale, state = rule.features(grad_N, param_N, state, shape)
-    output, carry = rule.network(weights, features, carry)
-    return rule.step(output, scale), state, carry
+def _carry(rule: Rule, n: int) -> Carry:
+    """A carry as after some steps: nothing is zero, so that nothing hides."""
+    generator = torch.Generator().manual_seed(4)
+    carry = rule.init_carry(n, dtype=torch.float64)
+    return {k: torch.rand(v.shape, generator=generator, dtype=v.dtype) for k, v in carry.items()}
 
 
 def _roll(rule: Rule, weights: Weights, grads: list[Tensor], param_N: Tensor) -> list[Tensor]:
@@ -87,239 +343,39 @@ def _roll(rule: Rule, weights: Weights, grads: list[Tensor], param_N: Tensor) ->
     shape = SHAPE if len(param_N) == math.prod(SHAPE) else (len(param_N),)
     deltas = []
     for grad_N in grads:
-        delta_N, state, carry = _step(rule, weights, grad_N, param_N, state, carry, shape)
-        deltas.append(delta_N)
+        features, scale, state = rule.features(grad_N, param_N, state, shape)
+        output, carry = rule.network(weights, features, carry)
+        deltas.append(rule.step(output, scale))
     return deltas
 
 
-def _require(truth: bool, rule: Rule, message: str) -> None:
-    if not truth:
-        raise AssertionError(f"{type(rule).__name__}: {message}")
+def _same(one: Any, two: Any) -> bool:
+    """Bitwise equality of tensors in tuples and dictionaries."""
+    if isinstance(one, Tensor):
+        return torch.equal(one, two)
+    if isinstance(one, dict):
+        return one.keys() == two.keys() and all(_same(one[key], two[key]) for key in one)
+    if isinstance(one, tuple):
+        return all(_same(a, b) for a, b in zip(one, two, strict=True))
+    return one == two
 
 
-def check_shapes(rule: Rule, weights: Weights) -> None:
-    """Shapes and dtypes of state, carry, features, output and step, in float32 and float64."""
-    n = math.prod(SHAPE)
-    for dtype in (torch.float32, torch.float64):
-        param_N = torch.ones(n, dtype=dtype)
-        state, carry = rule.init_state(param_N), rule.init_carry(n, dtype=dtype)
-        _require(
-            "step" in rule.per_tensor and "step" in state, rule, "state must count its `step`s"
-        )
-        for key, value in state.items():
-            want = () if key in rule.per_tensor else (n,)
-            _require(
-                value.shape == want, rule, f"state {key!r}: shape {want}, got {tuple(value.shape)}"
-            )
-        for key, value in carry.items():
-            _require(
-                value.dim() == 2 and value.shape[1] == n and value.dtype == dtype, rule,
-                f"carry {key!r}: (K, {n}) of {dtype}, got {tuple(value.shape)} {value.dtype}",
-            )  # fmt: skip
-        grad_N = next(_gradients(n, dtype=dtype))
-        features, scale, moved = rule.features(grad_N, param_N, state, SHAPE)
-        output, carried = rule.network(_cast(weights, dtype), features, carry)
-        delta_N = rule.step(output, scale)
-        _require(
-            features.dim() == 2 and features.shape[1] == n, rule,
-            f"features must be (F, {n}), got {tuple(features.shape)}",
-        )  # fmt: skip
-        _require(
-            output.dim() == 2 and output.shape[1] == n, rule,
-            f"output must be (O, {n}), got {tuple(output.shape)}",
-        )  # fmt: skip
-        _require(delta_N.shape == (n,), rule, f"step must be ({n},), got {tuple(delta_N.shape)}")
-        _require(delta_N.dtype == dtype, rule, f"step must be {dtype}, got {delta_N.dtype}")
-        for name, before, after in (("state", state, moved), ("carry", carry, carried)):
-            _require(before.keys() == after.keys(), rule, f"{name} keys changed: {sorted(after)}")
-            for key in before:
-                _require(
-                    before[key].shape == after[key].shape and before[key].dtype == after[key].dtype,
-                    rule, f"{name} {key!r} changed its shape or dtype",
-                )  # fmt: skip
-        _require(float(moved["step"]) == 1, rule, "`step` must be 1 after one step")
+def _close(one: Tensor, two: Tensor, tolerance: float) -> bool:
+    """Relative to the largest number, since a sum's rounding is."""
+    scale = float(two.abs().max())
+    return torch.allclose(one, two, rtol=tolerance, atol=tolerance * scale)
 
 
-def check_pure(rule: Rule, weights: Weights) -> None:
-    """Nothing is written to, nothing is random, and the same arguments give the same result."""
-    n = math.prod(SHAPE)
-    weights = _cast(weights, torch.float64)
-    param_N = torch.ones(n, dtype=torch.float64)
-    state, carry = rule.init_state(param_N), rule.init_carry(n, dtype=torch.float64)
-    results, random = [], torch.random.get_rng_state()
-    for grad_N in [next(_gradients(n))] * 2:
-        before = [t.clone() for t in (grad_N, param_N, *state.values(), *carry.values())]
-        own = {key: value.clone() for key, value in weights.items()}
-        delta_N, _, _ = _step(rule, weights, grad_N, param_N, dict(state), dict(carry), SHAPE)
-        after = (grad_N, param_N, *state.values(), *carry.values())
-        _require(
-            all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
-            and all(torch.equal(own[key], weights[key]) for key in own),
-            rule, "an argument was written to; return new tensors",
-        )  # fmt: skip
-        results.append(delta_N.clone())
-    _require(torch.equal(*results), rule, "the same arguments gave different steps")
-    _require(
-        torch.equal(random, torch.random.get_rng_state()), rule,
-        "torch's global random numbers were used; take a Generator",
-    )  # fmt: skip
-
-
-def check_coordinatewise(rule: Rule, weights: Weights) -> None:
-    """What the rule declares of its coupling is true, by permuting and stacking coordinates."""
-    n = math.prod(SHAPE)
-    weights = _cast(weights, torch.float64)
-    order = torch.randperm(n, generator=torch.Generator().manual_seed(2))
-    param_N = torch.linspace(-1, 1, n, dtype=torch.float64)
-    if rule.coupling == "none":
-        grads = list(_gradients(n))
-        whole = _roll(rule, weights, grads, param_N)
-        some = order[: n // 2]
-        part = _roll(rule, weights, [g[some] for g in grads], param_N[some])
-        _require(
-            all(torch.allclose(w[some], p, rtol=1e-9) for w, p in zip(whole, part, strict=True)),
-            rule, 'coupling is "none" but a step depends on other coordinates; declare it',
-        )  # fmt: skip
-        _check_stacked(rule, grads, param_N)
-    if rule.coupling != "network":
-        carry = rule.init_carry(n, dtype=torch.float64)
-        features, scale, _ = rule.features(
-            next(_gradients(n)), param_N, rule.init_state(param_N), SHAPE
-        )
-        output, _ = rule.network(weights, features, carry)
-        mixed, _ = rule.network(
-            weights, features[:, order], {k: v[:, order] for k, v in carry.items()}
-        )
-        one = rule.step(output, scale)[order]
-        two = rule.step(mixed, None if scale is None else scale[order])
-        half, _ = rule.network(
-            weights, features[:, : n // 2], {k: v[:, : n // 2] for k, v in carry.items()}
-        )
-        first = rule.step(half, None if scale is None else scale[: n // 2])
-        _require(
-            torch.allclose(one, two, rtol=1e-9)
-            and torch.allclose(first, rule.step(output, scale)[: n // 2], rtol=1e-9),
-            rule, 'network and step mix coordinates; declare coupling = "network"',
-        )  # fmt: skip
-
-
-def _check_stacked(rule: Rule, grads: list[Tensor], param_N: Tensor) -> None:
-    """Features of C copies at once, per-tensor statistics as (C, 1), equal those of each copy."""
-    copies = 3
-    params = torch.stack([param_N * (c + 1) for c in range(copies)])
-    fresh = rule.init_state(params)
-    stacked = {
-        key: value.expand(copies, 1) if key in rule.per_tensor else value
-        for key, value in fresh.items()
-    }
-    singles = [rule.init_state(param) for param in params]
-    for grad_N in grads:
-        grad_CN = torch.stack([grad_N * (c + 1) for c in range(copies)])
-        features, scale, stacked = rule.features(grad_CN, params, stacked, SHAPE)
-        for c in range(copies):
-            want, want_scale, singles[c] = rule.features(grad_CN[c], params[c], singles[c], SHAPE)
-            same = torch.allclose(features[:, c], want, rtol=1e-9)
-            if scale is not None and want_scale is not None:
-                same = same and torch.allclose(scale[c], want_scale, rtol=1e-9)
-            _require(
-                same, rule, 'coupling is "none", so features must be elementwise: leading '
-                "dimensions changed them (per-tensor statistics come as (C, 1))",
-            )  # fmt: skip
-
-
-def check_untouched(rule: Rule, weights: Weights) -> None:
-    """A coordinate whose gradient has always been zero does not move (weight decay apart)."""
-    n = math.prod(SHAPE)
-    grads = [g * (torch.arange(n) % 2) for g in _gradients(n)]
-    for t, delta_N in enumerate(
-        _roll(rule, _cast(weights, torch.float64), grads, torch.zeros(n, dtype=torch.float64))
-    ):
-        drift = float(delta_N[::2].abs().max())
-        _require(
-            drift == 0, rule,
-            f"a coordinate whose gradient was always zero moved by {drift:.3g} at step {t}; hold "
-            "it still (FeatureSet frames) or pass faithful=True",
-        )  # fmt: skip
-
-
-def check_finite(rule: Rule, weights: Weights) -> None:
-    """Zero, tiny (1e-30) and huge (1e30) gradients give finite steps, then and afterwards."""
-    weights = _cast(weights, torch.float32)
-    for odd in (0.0, 1e-30, -1e-30, 1e30, -1e30):
-        if not rule.learned and abs(odd) > 1:
-            continue  # the classic optimizers overflow as torch.optim's do
-        usual = [g.float() for g in _gradients(8)]
-        grads = [*usual[:2], torch.full((8,), odd), *usual[2:]]
-        for t, delta_N in enumerate(_roll(rule, weights, grads, torch.ones(8))):
-            _require(
-                bool(delta_N.isfinite().all()), rule,
-                f"step {t} is not finite after a gradient of {odd:g} at step 2; clamp before "
-                "squaring, guard logarithms and quotients",
-            )  # fmt: skip
-
-
-def check_differentiable(rule: Rule, weights: Weights) -> None:
-    """Every weight gets a finite gradient through network and step."""
-    leaves = {key: value.requires_grad_() for key, value in _cast(weights, torch.float64).items()}
-    deltas = _roll(rule, leaves, list(_gradients(8)), torch.ones(8, dtype=torch.float64))
-    gradients = torch.autograd.grad(
-        torch.stack(deltas).square().sum(), list(leaves.values()), allow_unused=True
-    )
-    for key, gradient in zip(leaves, gradients, strict=True):
-        _require(gradient is not None, rule, f"weight {key!r} has no part in the steps")
-        assert gradient is not None
-        _require(bool(gradient.isfinite().all()), rule, f"the gradient of {key!r} is not finite")
-        _require(bool((gradient != 0).any()), rule, f"the gradient of {key!r} is zero")
-
-
-def check_kernel(rule: Rule, weights: Weights) -> None:
-    """The automatic backend agrees with the reference: 1e-5 over 100 float32 steps of one recorded
-    sequence of gradients (zero, tiny and huge ones among them), 1e-9 in its gradients."""
-    n, device = 33, torch.device("cpu")
-    state, features = rule.init_state(torch.ones(n)), []
-    for t, grad_N in enumerate(_gradients(n, 100, dtype=torch.float32)):
-        odd = {7: 0.0, 8: 1e-30, 9: 1e15}.get(t)
-        if odd is not None:
-            grad_N = torch.full_like(grad_N, odd)
-        feature_FN, _, state = rule.features(grad_N, torch.ones(n), state, (n,))
-        features.append(feature_FN)
-    carries = [rule.init_carry(n) for _ in range(2)]
-    runs = [
-        kernels.step_function(rule, weights, torch.float32, device, backend)
-        for backend in ("auto", "reference")
-    ]
-    for t, feature_FN in enumerate(features):
-        fast, slow = runs[0](feature_FN, carries[0]), runs[1](feature_FN, carries[1])
-        _require(
-            torch.allclose(fast, slow, rtol=1e-5, atol=1e-5 * float(slow.abs().max())), rule,
-            f"the fused step leaves the reference by {float((fast - slow).abs().max()):.2g} "
-            f"at step {t}",
-        )  # fmt: skip
-    if not rule.learned:
-        return
-    leaves = {key: value.requires_grad_() for key, value in _cast(weights, torch.float64).items()}
-    stacked = torch.stack(features).double()
-    carry = rule.init_carry(n, dtype=torch.float64)
-    factors = torch.randn(stacked.shape[0], 1, n, generator=torch.Generator().manual_seed(3))
-    gradients = []
-    for backend in ("auto", "reference"):
-        outputs = kernels.sequence(rule, leaves, stacked, carry, backend)
-        gradients.append(torch.autograd.grad((outputs * factors).sum(), list(leaves.values())))
-    for key, fast, slow in zip(leaves, *gradients, strict=True):
-        _require(
-            torch.allclose(fast, slow, rtol=1e-9, atol=1e-9 * float(slow.abs().max())), rule,
-            f"the fused gradient of {key!r} is not the reference's",
-        )  # fmt: skip
-
-
-def check_round_trip(rule: Rule) -> None:
-    """The configuration is JSON-able and rebuilds an equal rule; `@register` a rule of your own."""
-    config = json.loads(json.dumps(rule.config()))
+@contextmanager
+def _poisoned_memory() -> Iterator[None]:
+    """torch.empty and its kin give nan, as deterministic mode makes them."""
+    fill = torch.utils.deterministic.fill_uninitialized_memory
+    before = torch.are_deterministic_algorithms_enabled()
+    warn = torch.is_deterministic_algorithms_warn_only_enabled()
+    torch.utils.deterministic.fill_uninitialized_memory = True
+    torch.use_deterministic_algorithms(True)
     try:
-        rebuilt = rule_from_config(type(rule).__name__, config)
-    except ValueError as error:
-        raise AssertionError(
-            f"{type(rule).__name__}: cannot be rebuilt from its configuration ({error}); decorate "
-            "its class with @stepsmith.register"
-        ) from None
-    _require(rebuilt == rule, rule, "rebuilding from its configuration gave another rule")
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before, warn_only=warn)
+        torch.utils.deterministic.fill_uninitialized_memory = fill

@@ -204,7 +204,7 @@ def add_meta_training(records: Records, key: Key, trained: TrainedRule) -> None:
 
 def _named_rules(rules: Mapping[str, AnyRule] | Iterable[AnyRule]) -> dict[str, TrainedRule]:
     if isinstance(rules, Mapping):
-        return {name: as_trained(rule) for name, rule in rules.items()}
+        return {str(name): as_trained(rule) for name, rule in rules.items()}
     named: dict[str, TrainedRule] = {}
     for rule in rules:
         trained = as_trained(rule)

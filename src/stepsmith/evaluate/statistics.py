@@ -65,7 +65,8 @@ def diverged(losses_ST: np.ndarray) -> np.ndarray:
     initial_S = losses_ST[:, 0]
     finite_S = np.isfinite(losses_ST).all(axis=1)
     with np.errstate(invalid="ignore"):
-        return ~finite_S | (losses_ST > PENALTY * initial_S[:, None]).any(axis=1)
+        above_S = np.any(losses_ST > PENALTY * initial_S[:, None], axis=1)
+    return np.logical_or(~finite_S, above_S)
 
 
 def score(losses_ST: np.ndarray, criterion: str) -> np.ndarray:

@@ -131,7 +131,9 @@ class _LSTMLayer(torch.autograd.Function):
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
+        ctx: Any, *grads: Tensor
+    ) -> tuple[Tensor | None, ...]:
         inputs_TIS, weight, gates_TGS, hidden_THS, cell_THS, tanh_THS = ctx.saved_tensors
         (outer_THS,) = grads
         steps, inputs, _ = inputs_TIS.shape

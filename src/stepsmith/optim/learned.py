@@ -183,8 +183,8 @@ class LearnedOptimizer(torch.optim.Optimizer):
             for member, part in zip(run, delta_n.split([m.param.numel() for m in run]), strict=True)
         ]
         if decay:
-            torch._foreach_mul_(params, 1 - lr * decay)
-        torch._foreach_add_(params, deltas, alpha=lr)
+            torch._foreach_mul_(params, 1 - lr * decay)  # pyright: ignore[reportPrivateImportUsage]
+        torch._foreach_add_(params, deltas, alpha=lr)  # pyright: ignore[reportPrivateImportUsage]
 
     def _network(self, bucket: Bucket) -> StepFunction:
         key = (bucket.device, bucket.dtype)

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterable
+from typing import Any
 
 import matplotlib as mpl
-import matplotlib.ticker
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter
 
 from stepsmith.evaluate.records import Block, Records
 from stepsmith.evaluate.statistics import diverged, score, smoothed, smoothing
@@ -24,7 +25,7 @@ MUTED = {
     "adamw": "#60a5d8", "rmsprop": "#a16207", "adagrad": "#6d6a9c",
 }  # fmt: skip
 """Baselines, one colour each in every figure."""
-_STYLE = {
+_STYLE: dict[Any, Any] = {
     "font.family": "sans-serif", "font.size": 11, "axes.spines.top": False,
     "axes.spines.right": False, "axes.edgecolor": "#888888", "axes.labelcolor": "#333333",
     "xtick.color": "#555555", "ytick.color": "#555555", "axes.grid": True, "grid.alpha": 0.25,
@@ -104,8 +105,8 @@ def loss_curves(records: Records, task: str) -> Figure:
             low_T = np.maximum(mean_T - half_T, mean_T * 1e-2)
             axes.fill_between(x_T, low_T, mean_T + half_T, color=colour, alpha=0.15, lw=0)
         axes.set_yscale("log")
-        axes.yaxis.set_major_formatter(mpl.ticker.FuncFormatter(lambda v, _: f"{v:g}"))
-        axes.yaxis.set_minor_formatter(mpl.ticker.FuncFormatter(_plain_minor))
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:g}"))
+        axes.yaxis.set_minor_formatter(FuncFormatter(_plain_minor))
         if blocks and blocks[0].values.shape[1] > 200:
             axes.set_xscale("log")
         axes.set(xlabel="step", ylabel="training loss", title=task)

@@ -129,14 +129,16 @@ class ModuleTask(Task):
             return "loop" if self._random else "threads"
         generators = [torch.Generator().manual_seed(seed) for seed in (0, 1)]
         params, buffers = self.init(generators[0])
-        stacked = [{k: torch.stack([v, v]) for k, v in part.items()} for part in (params, buffers)]
+        two_params, two_buffers = (
+            {k: torch.stack([v, v]) for k, v in part.items()} for part in (params, buffers)
+        )
         try:
             with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
                 warnings.simplefilter("ignore")
                 torch.func.vmap(
                     lambda p, b, batch: self.loss(p, b, batch, None, True)[0],
                     randomness="different",
-                )(*stacked, self.batches(generators, "train"))
+                )(two_params, two_buffers, self.batches(generators, "train"))
         except Exception:
             # Any failure under vmap (data-dependent control flow, unsupported operators, in-place
             # writes to unstacked tensors) means the same thing here: run the copies one by one.
