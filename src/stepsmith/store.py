@@ -16,6 +16,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 _KEY = "stepsmith"
+_DIGEST = "stepsmith-sha256"
 
 
 class CheckpointError(ValueError):
@@ -48,13 +49,18 @@ def write_bytes(path: Path, data: bytes) -> None:
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except OSError as error:
-        if temporary is not None:
-            temporary.unlink(missing_ok=True)
         reason = error.strerror or str(error)
         raise CheckpointError(
             f"{path}: could not be written ({reason}); what was there before is untouched. "
             "Make room or choose another folder."
         ) from None
+    finally:
+        if temporary is not None:
+            temporary.unlink(missing_ok=True)
+
+
+def _sha256(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def write(path: Path, tensors: Mapping[str, Tensor], manifest: Mapping[str, Any]) -> None:
@@ -65,7 +71,8 @@ def write(path: Path, tensors: Mapping[str, Tensor], manifest: Mapping[str, Any]
     """
     held = {key: value.detach().cpu().contiguous().clone() for key, value in tensors.items()}
     manifest = {**manifest, "fingerprint": fingerprint(held)}
-    write_bytes(path, save(held, metadata={_KEY: json.dumps(manifest)}))
+    text = json.dumps(manifest)
+    write_bytes(path, save(held, metadata={_KEY: text, _DIGEST: _sha256(text)}))
 
 
 def read(path: Path, kind: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -98,6 +105,12 @@ def read(path: Path, kind: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
             f"{path}: a safetensors file, but it has no Stepsmith manifest; it was written by "
             "another program"
         ) from None
+    # Files from before the digest was written lack it.
+    digest = _sha256(metadata[_KEY])
+    if metadata.get(_DIGEST, digest) != digest:
+        raise CheckpointError(
+            f"{path}: the manifest was changed or corrupted after saving; use the original file"
+        )
     if not isinstance(manifest, dict) or manifest.get("kind") != kind:
         found = manifest.get("kind") if isinstance(manifest, dict) else type(manifest).__name__
         raise CheckpointError(f"{path}: holds a {found!r}, not a {kind!r}")

@@ -134,11 +134,13 @@ def check_pure(rule: Rule, weights: Weights) -> None:
 
 def _twice(rule: Rule, part: str, *arguments: Any) -> Any:
     before = copy.deepcopy(arguments)
-    results = [copy.deepcopy(getattr(rule, part)(*arguments)) for _ in range(2)]
-    _require(
-        _same(before, arguments), rule,
-        f"{part}: an argument was written to; return new tensors",
-    )  # fmt: skip
+    results = []
+    for _ in range(2):
+        results.append(copy.deepcopy(getattr(rule, part)(*arguments)))
+        _require(
+            _same(before, arguments), rule,
+            f"{part}: an argument was written to; return new tensors",
+        )  # fmt: skip
     _require(_same(*results), rule, f"{part}: the same arguments gave different results")
     return results[0]
 
@@ -195,7 +197,13 @@ def _check_stacked(rule: Rule, grads: list[Tensor], param_N: Tensor) -> None:
         results = [features(g, p, s) for g, p, s in zip(grad_CN, params, singles, strict=True)]
         singles = [state for *_, state in results]
         want = [torch.stack(parts) for parts in zip(*(r[:2] for r in results), strict=True)]
-        have, scale, mapped = torch.func.vmap(features)(grad_CN, params, mapped)
+        try:
+            have, scale, mapped = torch.func.vmap(features)(grad_CN, params, mapped)
+        except RuntimeError as error:
+            reason = str(error).splitlines()[0]
+            raise AssertionError(
+                f"{type(rule).__name__}: features must run under torch.func.vmap ({reason})"
+            ) from None
         _require(
             torch.allclose(have, want[0], rtol=1e-9) and torch.allclose(scale, want[1], rtol=1e-9),
             rule, "features under torch.func.vmap are not those of each tensor alone",
@@ -368,14 +376,11 @@ def _close(one: Tensor, two: Tensor, tolerance: float) -> bool:
 
 @contextmanager
 def _poisoned_memory() -> Iterator[None]:
-    """torch.empty and its kin give nan, as deterministic mode makes them."""
-    fill = torch.utils.deterministic.fill_uninitialized_memory
+    """torch.empty and its kin give nan, as they do by default in deterministic mode."""
     before = torch.are_deterministic_algorithms_enabled()
     warn = torch.is_deterministic_algorithms_warn_only_enabled()
-    torch.utils.deterministic.fill_uninitialized_memory = True
     torch.use_deterministic_algorithms(True)
     try:
         yield
     finally:
         torch.use_deterministic_algorithms(before, warn_only=warn)
-        torch.utils.deterministic.fill_uninitialized_memory = fill

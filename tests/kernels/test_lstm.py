@@ -55,6 +55,47 @@ def test_sequence_and_its_gradient(rule, n):
         torch.testing.assert_close(fast, slow, rtol=1e-10, atol=1e-12)
 
 
+@pytest.mark.parametrize("seed", range(6))
+def test_step_on_random_shapes_in_float32(seed, monkeypatch):
+    generator = torch.Generator().manual_seed(seed)
+
+    def draw(high: int) -> int:
+        return int(torch.randint(1, high, (), generator=generator))
+
+    rule = LSTMRule(draw(24), draw(4), ("raw", "log_sign", "adam", "joined")[seed % 4],
+                    bias=seed % 2 == 0)  # fmt: skip
+    monkeypatch.setattr(lstm, "CHUNK", draw(40))
+    features, carry = drawn(rule, 5, draw(200), torch.float32)
+    weights, other = fresh_weights(rule, seed), {k: v.clone() for k, v in carry.items()}
+    device = torch.device("cpu")
+    fast = kernels.step_function(rule, weights, torch.float32, device, "chunked")
+    slow = kernels.step_function(rule, weights, torch.float32, device, "reference")
+    for feature_FN in features:
+        kept = feature_FN.clone()
+        torch.testing.assert_close(
+            fast(feature_FN, carry), slow(feature_FN, other), rtol=1e-5, atol=1e-5
+        )
+        torch.testing.assert_close(carry, other, rtol=1e-5, atol=1e-5)
+        assert torch.equal(feature_FN, kept)
+
+
+def test_no_coordinates_make_no_steps():
+    rule = LSTMRule(3, 2)
+    features, carry = drawn(rule, 1, 0, torch.float32)
+    step = kernels.step_function(rule, fresh_weights(rule), torch.float32, torch.device("cpu"))
+    assert step(features[0], carry).shape == (1, 0)
+
+
+def test_sequence_is_the_step_repeated():
+    rule = LSTMRule(4, 2)
+    features, carry = drawn(rule, 6, 5, torch.float64)
+    weights = {k: v.double() for k, v in fresh_weights(rule).items()}
+    whole = kernels.sequence(rule, weights, features, carry)
+    step = kernels.step_function(rule, weights, torch.float64, torch.device("cpu"))
+    own = {key: value.clone() for key, value in carry.items()}
+    torch.testing.assert_close(whole, torch.stack([step(f, own) for f in features]))
+
+
 def test_backends_by_name():
     joined, adam = make_rule("joined"), make_rule("adam")
     assert kernels.resolve(joined, "auto") == "chunked"

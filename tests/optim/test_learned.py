@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import io
+import pickle
 import warnings
 
 import pytest
@@ -15,8 +16,8 @@ from stepsmith.store import CheckpointError
 from stepsmith.testing import fresh_weights
 
 
-def trained(name: str = "joined", horizon: int = 100) -> TrainedRule:
-    rule = make_rule(name)
+def trained(name: str = "joined", horizon: int = 100, **options) -> TrainedRule:
+    rule = make_rule(name, **options)
     return TrainedRule(rule, fresh_weights(rule), {"horizon": horizon, "name": "toy"})
 
 
@@ -48,10 +49,12 @@ def equal(one, two) -> bool:
 def tensors_equal(one: dict, two: dict) -> bool:
     """States bit for bit: keys, dtypes, shapes, values."""
     return one.keys() == two.keys() and all(
-        a.dtype == b.dtype and a.shape == b.shape and torch.equal(a, b)
+        one[key].keys() == two[key].keys()
+        and all(
+            a.dtype == two[key][name].dtype and torch.equal(a, two[key][name])
+            for name, a in one[key].items()
+        )
         for key in one
-        for (name, a), b in zip(one[key].items(), two[key].values(), strict=True)
-        if name in two[key]
     )
 
 
@@ -134,6 +137,20 @@ def test_schedulers():
     assert equal(frozen, params)
 
 
+def test_step_schedule_scales_each_step():
+    """The same gradients give lr times the same step, whatever lr is."""
+    params, plain = parameters(torch.float64), parameters(torch.float64)
+    optimizer, other = LearnedOptimizer(params, trained()), LearnedOptimizer(plain, trained())
+    schedule = torch.optim.lr_scheduler.StepLR(optimizer, 2, gamma=0.1)
+    for seed, lr in enumerate([1.0, 1.0, 0.1, 0.1, 0.01]):
+        before = [[p.detach().clone() for p in own] for own in (params, plain)]
+        run(optimizer, params, [seed])
+        run(other, plain, [seed])
+        schedule.step()
+        for p, b, q, c in zip(params, before[0], plain, before[1], strict=True):
+            torch.testing.assert_close(p - b, lr * (q - c), rtol=1e-9, atol=1e-14)
+
+
 def test_closure():
     param = nn.Parameter(torch.ones(3))
     optimizer = LearnedOptimizer([param], trained())
@@ -190,6 +207,68 @@ def test_loading_does_not_share_memory():
     assert torch.equal(optimizer.state[params[0]]["exp_avg"], before)
 
 
+@pytest.mark.parametrize(
+    ("make", "match"),
+    [
+        (lambda p: LearnedOptimizer(p, trained(inputs="raw")), "'exp_avg' .* has None"),
+        (lambda p: LearnedOptimizer(p, trained(hidden=3)), r"'h0' .* has \(4, 3, 3\)"),
+        (lambda p: torch.optim.Adam(p), "'h0' .* has None"),
+        (lambda p: LearnedOptimizer([p[1], p[0], *p[2:]], trained()), r"has \(5,\)"),
+        (lambda p: LearnedOptimizer(p[:2], trained()), "size of optimizer's group"),
+    ],
+)
+def test_a_state_that_does_not_fit_changes_nothing(make, match):
+    params = parameters()
+    source = make([nn.Parameter(p.detach().clone()) for p in params])
+    run(source, source.param_groups[0]["params"], [1])
+    optimizer = LearnedOptimizer(params, trained())
+    run(optimizer, params, [1])
+    before = copy.deepcopy(optimizer.state_dict()["state"])
+    with pytest.raises(ValueError, match=match):
+        optimizer.load_state_dict(source.state_dict())
+    assert tensors_equal(before, optimizer.state_dict()["state"])
+
+
+def test_replacing_one_tensor_of_the_state_is_seen():
+    for key in ("exp_avg", "h0"):
+        params, others = parameters(torch.float64), parameters(torch.float64)
+        one, two = LearnedOptimizer(params, trained()), LearnedOptimizer(others, trained())
+        run(one, params, [1])
+        run(two, others, [1])
+        zeros = torch.zeros_like(one.state[params[0]][key])
+        one.state[params[0]][key] = zeros
+        two.state[others[0]][key].copy_(zeros)
+        run(one, params, [2])
+        run(two, others, [2])
+        assert equal(params, others)
+        assert bool(one.state[params[0]][key].any())
+
+
+def test_a_state_dropped_starts_afresh():
+    params = parameters()
+    optimizer = LearnedOptimizer(params, trained())
+    run(optimizer, params, [1])
+    del optimizer.state[params[0]]
+    run(optimizer, params, [2])
+    assert [int(optimizer.state[p]["step"]) for p in params[:2]] == [1, 2]
+
+
+def test_load_hooks_may_change_the_state():
+    params, others = parameters(), parameters()
+    optimizer, other = LearnedOptimizer(params, trained()), LearnedOptimizer(others, trained())
+    run(optimizer, params, [1])
+
+    def doubled(optimizer, state):
+        state = copy.deepcopy(state)
+        state["state"][0]["exp_avg"] *= 2
+        return state
+
+    other.register_load_state_dict_pre_hook(doubled)
+    other.load_state_dict(optimizer.state_dict())
+    mean = optimizer.state[params[0]]["exp_avg"]
+    assert torch.equal(other.state[others[0]]["exp_avg"], 2 * mean)
+
+
 def test_load_hooks_still_run():
     params = parameters()
     optimizer = LearnedOptimizer(params, trained())
@@ -210,6 +289,22 @@ def test_copies_continue_alike():
     run(optimizer, list(model.parameters()), [3, 4])
     run(twin_optimizer, list(twin.parameters()), [3, 4])
     assert equal(model.parameters(), twin.parameters())
+    state = optimizer.state_dict()
+    twin_optimizer.load_state_dict(state)
+    assert tensors_equal(state["state"], twin_optimizer.state_dict()["state"])
+
+
+def test_pickled_optimizers_continue_alike():
+    params = parameters(torch.bfloat16)
+    optimizer = LearnedOptimizer(params, trained(), lr=0.5, weight_decay=0.1, nonfinite="refuse")
+    run(optimizer, params, [1, 2])
+    twin = pickle.loads(pickle.dumps(optimizer))
+    twins = twin.param_groups[0]["params"]
+    run(optimizer, params, [3, 4])
+    run(twin, twins, [3, 4])
+    assert equal(params, twins)
+    assert tensors_equal(optimizer.state_dict()["state"], twin.state_dict()["state"])
+    assert twin.nonfinite == "refuse"
 
 
 def test_state_is_plain_tensors_in_the_parameters_shape():
@@ -421,10 +516,15 @@ def test_bad_arguments(make, kind, match):
         make(parameters())
 
 
-def test_sparse_gradients_are_refused_before_anything_changes():
+@pytest.mark.parametrize("dense_first", [False, True])
+def test_sparse_gradients_are_refused_before_anything_changes(dense_first):
     table = nn.Embedding(5, 3, sparse=True)
     dense = nn.Parameter(torch.ones(3))
     optimizer = LearnedOptimizer([dense, *table.parameters()], trained())
+    if dense_first:
+        feed(table.parameters(), 0)
+        optimizer.step()
+        optimizer.zero_grad()
     (table(torch.tensor([1])).sum() + dense.sum()).backward()
     with pytest.raises(RuntimeError, match="sparse gradients"):
         optimizer.step()

@@ -32,7 +32,7 @@ class Member:
     span: slice
     steps: int
     state: dict[str, Any]
-    marker: Tensor | None
+    views: dict[str, Tensor]
 
 
 class Bucket:
@@ -59,7 +59,7 @@ class Bucket:
             carries.append(carry)
             span = slice(end, end + param.numel())
             end = span.stop
-            self.members.append(Member(param, span, int(state["step"]), entry, None))
+            self.members.append(Member(param, span, int(state["step"]), entry, {}))
         for key in states[0]:
             if key not in rule.per_tensor:
                 self.state[key] = torch.cat([state[key] for state in states])
@@ -87,24 +87,19 @@ class Bucket:
         shape = member.param.shape
         member.state.update(per_tensor)
         for key, value in self.state.items():
-            member.state[key] = value[member.span].view(shape)
+            member.views[key] = value[member.span].view(shape)
         for key, value in self.carry.items():
             view = value[:, member.span].view(len(value), *shape)
-            member.state[key] = view.movedim(0, -1)
-        if self.state or self.carry:
-            member.marker = member.state[next(iter(self.state or self.carry))]
+            member.views[key] = view.movedim(0, -1)
+        member.state.update(member.views)
 
     def intact(self, state: Any) -> bool:
         """Whether `optimizer.state` still holds this bucket's views (loading replaces them)."""
-        for member in self.members:
-            entry = state.get(member.param)
-            if entry is not member.state:
-                return False
-            if member.marker is not None and not any(
-                value is member.marker for value in entry.values()
-            ):
-                return False
-        return True
+        return all(
+            state.get(member.param) is member.state
+            and all(member.state.get(key) is view for key, view in member.views.items())
+            for member in self.members
+        )
 
     def runs(self, active: set[int]) -> Iterator[list[Member]]:
         """Neighbouring members with a gradient and the same number of steps.

@@ -108,10 +108,15 @@ class LearnedOptimizer(torch.optim.Optimizer):
                 )
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Load a state, every tensor in the dtype it was saved in, on its parameter's device."""
+        """Load a state, every tensor in the dtype it was saved in, on its parameter's device.
+
+        Raises:
+            ValueError: the state of another rule or of other parameters; nothing has changed.
+        """
         seen: list[dict[str, Any]] = []
 
         def remember(optimizer: torch.optim.Optimizer, loading: dict[str, Any]) -> None:
+            self._require_fit(loading)
             seen.append(loading)
 
         # Registered last, it sees what the user's own hooks have made of the dictionary.
@@ -130,6 +135,25 @@ class LearnedOptimizer(torch.optim.Optimizer):
                 if isinstance(value, Tensor):
                     self.state[param][name] = value.detach().to(param.device, copy=True)
         self._buckets = []
+
+    def _require_fit(self, loading: dict[str, Any]) -> None:
+        rule, one = self.trained.rule, torch.zeros(1)
+        units: dict[str, tuple[int, ...]] = dict.fromkeys(rule.init_state(one), ())
+        units |= {key: (len(value),) for key, value in rule.init_carry(1).items()}
+        saved_ids = [key for group in loading["param_groups"] for key in group["params"]]
+        params = [param for group in self.param_groups for param in group["params"]]
+        # Where the groups differ in size, Optimizer.load_state_dict says so.
+        for key, param in zip(saved_ids, params, strict=False):
+            entry = loading["state"].get(key)
+            for name, tail in units.items() if entry else ():
+                want = () if name in rule.per_tensor else (*param.shape, *tail)
+                have = tuple(entry[name].shape) if name in entry else None
+                if have != want:
+                    raise ValueError(
+                        f"LearnedOptimizer: state {name!r} of parameter {key} should have shape "
+                        f"{want} for rule {self.trained.name!r}, has {have}; load a state into the "
+                        "rule and the parameters it was saved with"
+                    )
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
@@ -204,13 +228,15 @@ class LearnedOptimizer(torch.optim.Optimizer):
             known = {id(member.param) for bucket in kept for member in bucket.members}
             fresh: dict[tuple[torch.device, torch.dtype], list[Tensor]] = {}
             for param in group["params"]:
-                if param.grad is None or param.numel() == 0 or id(param) in known:
+                if param.grad is None:
                     continue
-                if param.grad.is_sparse or param.grad.layout != torch.strided:
+                if param.grad.layout != torch.strided:
                     raise RuntimeError(
                         "LearnedOptimizer does not support sparse gradients; use "
                         "Embedding(sparse=False), or torch.optim.SparseAdam for these parameters"
                     )
+                if param.numel() == 0 or id(param) in known:
+                    continue
                 key = (param.device, statistics_dtype(param.dtype))
                 fresh.setdefault(key, []).append(param)
             for params in fresh.values():

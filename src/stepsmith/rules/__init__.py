@@ -72,7 +72,7 @@ def rule_from_config(class_name: str, config: dict[str, Any]) -> Rule:
     """Rebuild a rule from its class name and `Rule.config()`.
 
     Raises:
-        ValueError: unknown class, or fields that are not the class's.
+        ValueError: unknown class, or fields that are not the class's, missing or of another type.
     """
     if class_name not in _CLASSES:
         raise unknown("rule class", class_name, _CLASSES)
@@ -81,7 +81,10 @@ def rule_from_config(class_name: str, config: dict[str, Any]) -> Rule:
     if set(config) - fields:
         odd = ", ".join(sorted(set(config) - fields))
         raise ValueError(f"rule class {class_name!r} has no field {odd}")
-    return cls(**config)
+    try:
+        return cls(**config)
+    except TypeError as error:
+        raise ValueError(f"rule class {class_name!r}: {error}") from None
 
 
 __all__ = [

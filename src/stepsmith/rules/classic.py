@@ -8,6 +8,7 @@ Shape letters: N = coordinates of one tensor.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from abc import abstractmethod
 from dataclasses import dataclass
@@ -27,10 +28,10 @@ class ClassicRule(Rule):
 
     def __post_init__(self):
         owner = type(self).__name__
-        for name in ("lr", "weight_decay"):
-            value = getattr(self, name)
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
             if not 0 <= value < math.inf:
-                raise ValueError(f"{owner}: {name} must be finite and >= 0, got {value!r}")
+                raise ValueError(f"{owner}: {field.name} must be finite and >= 0, got {value!r}")
 
     @property
     def learned(self) -> bool:
@@ -98,8 +99,6 @@ class SGD(ClassicRule):
 
     def __post_init__(self):
         super().__post_init__()
-        if self.momentum < 0:
-            raise ValueError(f"SGD: momentum must be >= 0, got {self.momentum!r}")
         if self.nesterov and (self.momentum <= 0 or self.dampening != 0):
             raise ValueError("SGD: nesterov needs momentum > 0 and dampening = 0")
 
