@@ -135,7 +135,7 @@ def test_an_interrupted_run_can_be_continued(tmp_path, sent):
     time.sleep(3)
     process.send_signal(sent)
     _, err = process.communicate(timeout=60)
-    assert process.returncode == 2
+    assert process.returncode == 2, err
     assert "Traceback" not in err
     assert "interrupted" in err
     config = json.loads((folder / "config.json").read_text())

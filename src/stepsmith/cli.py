@@ -6,6 +6,7 @@ import functools
 import json
 import logging
 import shlex
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -45,6 +46,9 @@ Source = Annotated[str, typer.Option(help="Data from: auto, sample, directory or
 Out = Annotated[Path, typer.Option(help="Folder for runs; a run never overwrites an older one.")]
 
 
+INTERRUPTED = "interrupted; what was saved before is intact"
+
+
 class Interrupted(RuntimeError):
     """A command was interrupted by a signal."""
 
@@ -57,8 +61,7 @@ def guarded(command: Callable[..., None]) -> Callable[..., None]:
         try:
             command(*arguments, **options)
         except KeyboardInterrupt as error:
-            message = str(error) or "interrupted; what was saved before is intact"
-            raise Interrupted(message) from None
+            raise Interrupted(str(error) or INTERRUPTED) from None
 
     return run
 
@@ -296,8 +299,12 @@ def main(arguments: list[str] | None = None) -> None:
         level=logging.WARNING, format="%(message)s",
         handlers=[RichHandler(console=Console(stderr=True), show_time=False, show_path=False)],
     )  # fmt: skip
+    # Being asked to stop is an interruption, however it is asked.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         app(arguments, standalone_mode=True)
+    except KeyboardInterrupt:
+        _fail(INTERRUPTED)
     except (ValueError, TypeError, OSError, RuntimeError, ArithmeticError) as error:
         _fail(f"{error}" if str(error) else type(error).__name__)
 

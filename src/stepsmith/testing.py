@@ -252,6 +252,14 @@ def check_finite(rule: Rule, weights: Weights) -> None:
             bool(deltas[-1].any()), rule,
             f"steps stay zero after a gradient of {odd:g}; clamp before squaring",
         )  # fmt: skip
+        state = rule.init_state(torch.ones(8))
+        for grad_N in grads:
+            _, _, state = rule.features(grad_N, torch.ones(8), state, (8,))
+        for key, value in state.items():
+            _require(
+                bool(value.isfinite().all()), rule,
+                f"state {key!r} is not finite after a gradient of {odd:g}; clamp before squaring",
+            )  # fmt: skip
 
 
 def check_differentiable(rule: Rule, weights: Weights) -> None:

@@ -371,6 +371,23 @@ def test_a_group_added_later():
     assert float(optimizer.state[late[0]]["step"]) == 1
 
 
+@pytest.mark.parametrize(
+    "group",
+    [
+        {"params": [torch.ones(2, dtype=torch.cfloat)]},
+        {"params": [torch.ones(2)], "lr": float("nan")},
+        {"params": [torch.ones(2)], "weight_decay": -1.0},
+    ],
+)
+def test_a_refused_group_leaves_no_trace(group):
+    params = parameters()
+    optimizer = LearnedOptimizer(params, trained())
+    with pytest.raises(ValueError, match="LearnedOptimizer: "):
+        optimizer.add_param_group(group)
+    assert len(optimizer.param_groups) == 1
+    run(optimizer, params, [1])
+
+
 def test_compiled_models():
     torch.manual_seed(0)
     plain = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 1))

@@ -218,6 +218,7 @@ BROKEN: list[tuple[dict, str]] = [
         {"features": never_recovers, "init_state": largest_state, "network": plain},
         "steps stay zero after .* 1e.30",
     ),
+    ({"features": never_recovers, "init_state": largest_state}, "state 'largest' is not finite"),
     ({"features": branches, "coupling": "features"}, "vmap"),
     ({"init_carry": ignores_the_device}, "device asked for"),
     ({"init": unused}, "no part in the steps"),
