@@ -19,8 +19,8 @@ from stepsmith import make_rule, make_task, meta_train
 
 RULES: dict[str, dict[str, Any]] = {
     "quadratic": {
-        "rule": {"step_scale": 0.3, "start": 0.03},
-        "steps": 6_000_000, "copies": 32, "validation_copies": 256, "samples": None, "lr": 0.01,
+        "rule": {"hidden": 20, "step_scale": 0.3, "start": 0.03},
+        "steps": 6_000_000, "copies": 16, "validation_copies": 256, "samples": None, "lr": 0.01,
     },
     "mlp-mnist": {
         "rule": {},
