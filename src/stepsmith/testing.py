@@ -276,44 +276,68 @@ def check_differentiable(rule: Rule, weights: Weights) -> None:
 
 
 def check_kernel(rule: Rule, weights: Weights) -> None:
-    """The automatic backend agrees with the reference: 1e-5 over 100 float32 steps of one recorded
-    sequence of gradients (zero, tiny and huge ones among them), 1e-10 in float64 gradients. Fresh
-    memory is poisoned, so that nothing is read before it is written."""
+    """Every backend that runs the rule agrees with the reference: 1e-5 over 100 float32 steps of
+    one recorded sequence of gradients (zero, tiny and huge ones among them), 1e-10 in gradients in
+    float64, 1e-3 in float32. Fresh memory is poisoned, so that nothing is read before it is
+    written."""
     n, device = 33, torch.device("cpu")
-    state, features = rule.init_state(torch.ones(n)), []
+    state, features, scales = rule.init_state(torch.ones(n)), [], []
     for t, grad_N in enumerate(_gradients(n, 100, dtype=torch.float32)):
         odd = {7: 0.0, 8: 1e-30, 9: 1e30 if rule.learned else 1e15}.get(t)
         if odd is not None:
             grad_N = torch.full_like(grad_N, odd)
-        feature_FN, _, state = rule.features(grad_N, torch.ones(n), state, (n,))
+        feature_FN, scale_N, state = rule.features(grad_N, torch.ones(n), state, (n,))
         features.append(feature_FN)
-    carry = rule.init_carry(n)
-    other = {key: value.clone() for key, value in carry.items()}
-    fused = kernels.step_function(rule, weights, torch.float32, device, "auto")
+        if scale_N is not None:
+            scales.append(scale_N)
+    with _poisoned_memory():
+        for backend in kernels.available(rule, torch.float32, device):
+            _check_steps(rule, weights, features, backend)
+        if not rule.learned:
+            return
+        for dtype, tolerance in ((torch.float64, 1e-10), (torch.float32, 1e-3)):
+            for backend in kernels.available(rule, dtype, device):
+                _check_replay(rule, weights, features, scales, backend, dtype, tolerance)
+
+
+def _check_steps(rule: Rule, weights: Weights, features: list[Tensor], backend: str) -> None:
+    n, device = features[0].shape[1], torch.device("cpu")
+    carry, other = rule.init_carry(n), rule.init_carry(n)
+    fused = kernels.step_function(rule, weights, torch.float32, device, backend)
     plain = kernels.step_function(rule, weights, torch.float32, device, "reference")
-    with _poisoned_memory():
-        for t, feature_FN in enumerate(features):
-            pairs = {"output": (fused(feature_FN, carry), plain(feature_FN, other))}
-            pairs |= {f"carry {key!r}": (carry[key], other[key]) for key in carry}
-            for name, (fast, slow) in pairs.items():
-                _require(
-                    _close(fast, slow, 1e-5), rule,
-                    f"the fused step's {name} leaves the reference by "
-                    f"{float((fast - slow).abs().max()):.2g} at step {t}",
-                )  # fmt: skip
-    if not rule.learned:
-        return
-    leaves = {key: value.requires_grad_() for key, value in _cast(weights, torch.float64).items()}
-    stacked, carry = torch.stack(features).double(), _carry(rule, n)
-    gradients = []
-    with _poisoned_memory():
-        for backend in ("auto", "reference"):
-            output_TON = kernels.sequence(rule, leaves, stacked, carry, backend)
-            gradients.append(torch.autograd.grad(output_TON.sin().sum(), list(leaves.values())))
-    for key, fast, slow in zip(leaves, *gradients, strict=True):
-        _require(
-            _close(fast, slow, 1e-10), rule, f"fused gradient of {key!r} is not the reference's"
+    for t, feature_FN in enumerate(features):
+        pairs = {"output": (fused(feature_FN, carry), plain(feature_FN, other))}
+        pairs |= {f"carry {key!r}": (carry[key], other[key]) for key in carry}
+        for name, (fast, slow) in pairs.items():
+            _require(
+                _close(fast, slow, 1e-5), rule,
+                f"backend {backend!r}: the step's {name} leaves the reference by "
+                f"{float((fast - slow).abs().max()):.2g} at step {t}",
+            )  # fmt: skip
+
+
+def _check_replay(
+    rule: Rule, weights: Weights, features: list[Tensor], scales: list[Tensor], backend: str,
+    dtype: torch.dtype, tolerance: float,
+) -> None:  # fmt: skip
+    steps, n = len(features), features[0].shape[1]
+    fast, slow = (
+        kernels.replay(
+            rule,
+            _cast(weights, kind),
+            torch.stack(features).to(kind),
+            {key: value.to(kind) for key, value in _carry(rule, n).items()},
+            torch.stack(list(_gradients(n, steps))).to(kind),
+            torch.stack(scales).to(kind) if scales else None,
+            name,
         )
+        for name, kind in ((backend, dtype), ("reference", torch.float64))
+    )
+    for key, expected in slow.items():
+        _require(
+            _close(fast[key].double(), expected, tolerance), rule,
+            f"backend {backend!r}: the gradient of {key!r} in {dtype} is not the reference's",
+        )  # fmt: skip
 
 
 def check_round_trip(rule: Rule) -> None:

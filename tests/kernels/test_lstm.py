@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -11,6 +13,7 @@ from stepsmith.rules import make_rule
 from stepsmith.rules.lstm import LSTMRule
 from stepsmith.testing import fresh_weights
 
+CPU = torch.device("cpu")
 RULES = [LSTMRule(1, 1, "raw"), LSTMRule(8, 1), LSTMRule(5, 3, "adam", bias=False),
          make_rule("l2o_dm")]  # fmt: skip
 
@@ -32,26 +35,27 @@ def test_step(rule, n, chunk, monkeypatch):
     monkeypatch.setattr(lstm, "CHUNK", chunk)
     features, carry = drawn(rule, 4, n, torch.float64)
     weights, other = fresh_weights(rule), {k: v.clone() for k, v in carry.items()}
-    device = torch.device("cpu")
-    fast = kernels.step_function(rule, weights, torch.float64, device, "chunked")
-    slow = kernels.step_function(rule, weights, torch.float64, device, "reference")
+    fast = kernels.step_function(rule, weights, torch.float64, CPU, "chunked")
+    slow = kernels.step_function(rule, weights, torch.float64, CPU, "reference")
     for feature_FN in features:
         torch.testing.assert_close(fast(feature_FN, carry), slow(feature_FN, other))
         torch.testing.assert_close(carry, other)
 
 
+@pytest.mark.parametrize("output", ["tanh", "linear"])
 @pytest.mark.parametrize("n", [1, 9])
 @pytest.mark.parametrize("rule", RULES, ids=lambda r: f"{r.hidden}x{r.layers}")
-def test_sequence_and_its_gradient(rule, n):
+def test_replay(rule, n, output, monkeypatch):
+    monkeypatch.setattr(kernels, "REPLAY_WIDTH", 4)
+    rule = replace(rule, output=output)
     features, carry = drawn(rule, 6, n, torch.float64)
-    weights = {k: v.double().requires_grad_() for k, v in fresh_weights(rule).items()}
-    outputs, gradients = [], []
-    for backend in ("chunked", "reference"):
-        output = kernels.sequence(rule, weights, features, carry, backend)
-        outputs.append(output)
-        gradients.append(torch.autograd.grad(output.sin().sum(), list(weights.values())))
-    torch.testing.assert_close(*outputs)
-    for fast, slow in zip(*gradients, strict=True):
+    weights = fresh_weights(rule)
+    adjoint, scale = torch.randn(2, 6, n, dtype=torch.float64)
+    for scales in (None, scale):
+        fast, slow = (
+            kernels.replay(rule, weights, features, carry, adjoint, scales, backend)
+            for backend in ("chunked", "reference")
+        )
         torch.testing.assert_close(fast, slow, rtol=1e-10, atol=1e-12)
 
 
@@ -67,9 +71,8 @@ def test_step_on_random_shapes_in_float32(seed, monkeypatch):
     monkeypatch.setattr(lstm, "CHUNK", draw(40))
     features, carry = drawn(rule, 5, draw(200), torch.float32)
     weights, other = fresh_weights(rule, seed), {k: v.clone() for k, v in carry.items()}
-    device = torch.device("cpu")
-    fast = kernels.step_function(rule, weights, torch.float32, device, "chunked")
-    slow = kernels.step_function(rule, weights, torch.float32, device, "reference")
+    fast = kernels.step_function(rule, weights, torch.float32, CPU, "chunked")
+    slow = kernels.step_function(rule, weights, torch.float32, CPU, "reference")
     for feature_FN in features:
         kept = feature_FN.clone()
         torch.testing.assert_close(
@@ -82,25 +85,50 @@ def test_step_on_random_shapes_in_float32(seed, monkeypatch):
 def test_no_coordinates_make_no_steps():
     rule = LSTMRule(3, 2)
     features, carry = drawn(rule, 1, 0, torch.float32)
-    step = kernels.step_function(rule, fresh_weights(rule), torch.float32, torch.device("cpu"))
+    step = kernels.step_function(rule, fresh_weights(rule), torch.float32, CPU)
     assert step(features[0], carry).shape == (1, 0)
 
 
-def test_sequence_is_the_step_repeated():
+def test_replay_differentiates_the_steps():
     rule = LSTMRule(4, 2)
     features, carry = drawn(rule, 6, 5, torch.float64)
     weights = {k: v.double() for k, v in fresh_weights(rule).items()}
-    whole = kernels.sequence(rule, weights, features, carry)
-    step = kernels.step_function(rule, weights, torch.float64, torch.device("cpu"))
-    own = {key: value.clone() for key, value in carry.items()}
-    torch.testing.assert_close(whole, torch.stack([step(f, own) for f in features]))
+    adjoint, scale = torch.randn(2, 6, 5, dtype=torch.float64)
+    gradients = kernels.replay(rule, weights, features, carry, adjoint, scale)
+
+    def objective() -> float:
+        own = {key: value.clone() for key, value in carry.items()}
+        step = kernels.step_function(rule, weights, torch.float64, CPU)
+        deltas = [rule.step(step(f, own), s) for f, s in zip(features, scale, strict=True)]
+        return float((adjoint * torch.stack(deltas)).sum())
+
+    for key, weight in weights.items():
+        base, small = weight[0].clone(), 1e-5
+        weight[0] = base + small
+        high = objective()
+        weight[0] = base - small
+        low = objective()
+        weight[0] = base
+        expected = gradients[key][0].sum()
+        torch.testing.assert_close((high - low) / 2 / small, float(expected), rtol=1e-5, atol=1e-8)
 
 
 def test_backends_by_name():
     joined, adam = make_rule("joined"), make_rule("adam")
-    assert kernels.resolve(joined, "auto") == "chunked"
-    assert kernels.resolve(adam, "auto") == "reference"
+    assert kernels.resolve(joined, "auto", torch.float64, CPU) == "chunked"
+    assert kernels.resolve(adam, "auto", torch.float32, CPU) == "reference"
     with pytest.raises(ValueError, match="unknown backend 'chunky'; known: auto, chunked"):
-        kernels.resolve(joined, "chunky")
+        kernels.require_form(joined, "chunky")
     with pytest.raises(ValueError, match="no form of Adam"):
-        kernels.resolve(adam, "chunked")
+        kernels.require_form(adam, "chunked")
+
+
+def test_a_network_of_ones_own_is_never_replaced():
+    class Halved(LSTMRule):
+        def network(self, weights, features_FN, carry):
+            output_ON, carry = super().network(weights, features_FN, carry)
+            return output_ON / 2, carry
+
+    assert kernels.resolve(Halved(), "auto", torch.float32, CPU) == "reference"
+    with pytest.raises(ValueError, match="no form of Halved"):
+        kernels.require_form(Halved(), "native")

@@ -1,7 +1,13 @@
 """How a rule's network is run: the reference, or a fused form that mirrors it.
 
-A backend is an explicit choice, never a side effect of an import. `"auto"` takes the fused form
-where the rule has one.
+A backend is an explicit choice, never a side effect of an import:
+
+- `"reference"`: the rule's own `network`, for every rule;
+- `"chunked"`: PyTorch operations over chunks that stay in the cache, for the LSTM rules;
+- `"native"`: the LSTM rules compiled for the CPU by numba, in float32;
+- `"auto"`: the fastest of these that has a form of the rule for the dtype and device at hand.
+
+Shape letters: N = coordinates, S = sampled coordinates, T = steps, F = features, O = outputs.
 """
 
 from __future__ import annotations
@@ -9,6 +15,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from functools import cache, partial
+from types import ModuleType
 
 import torch
 from torch import Tensor
@@ -18,7 +25,11 @@ from stepsmith.names import unknown
 from stepsmith.rules.base import Carry, Rule, Weights
 from stepsmith.rules.lstm import LSTMRule
 
-BACKENDS = ("auto", "reference", "chunked")
+BACKENDS = ("auto", "reference", "chunked", "native")
+
+REPLAY_WIDTH = 1024
+"""Coordinates replayed at once by PyTorch: enough to drown the overhead of single operations, few
+enough that the backward pass finds what the forward pass wrote still in the cache."""
 
 StepFunction = Callable[[Tensor, Carry], Tensor]
 """(F, N) features and the carry, which is updated in place, to (O, N) output."""
@@ -31,24 +42,82 @@ def _say_once(message: str) -> None:
     _log.info(message)
 
 
-def resolve(rule: Rule, backend: str) -> str:
+@cache
+def _native() -> ModuleType | None:
+    """The compiled kernels, or None where numba is missing or unusable."""
+    try:
+        from stepsmith.kernels import native
+    except ImportError:
+        _log.warning(
+            "numba is not installed: rules run by PyTorch operations, two to four times slower on "
+            "a CPU; pip install 'stepsmith[fast]'"
+        )
+        return None
+    return native
+
+
+def resolve(rule: Rule, backend: str, dtype: torch.dtype, device: torch.device) -> str:
     """The backend that `backend` means for this rule; says once what `auto` picked.
+
+    Args:
+        rule: the rule.
+        backend: one of `BACKENDS`.
+        dtype: of the statistics.
+        device: where the coordinates are.
+
+    Raises:
+        ValueError: unknown backend, or one that has no form of this rule.
+    """
+    require_form(rule, backend)
+    if backend == "native":
+        if not _suits_native(dtype, device):
+            raise ValueError(
+                f"backend 'native' computes in float32 on a CPU, not in {dtype} on {device}; use "
+                "'auto'"
+            )
+        if _native() is None:
+            raise ValueError("backend 'native' needs numba: pip install 'stepsmith[fast]'")
+    if backend != "auto":
+        return backend
+    picked = available(rule, dtype, device)[0]
+    _say_once(f"backend 'auto' runs {type(rule).__name__} by {picked!r}")
+    return picked
+
+
+def available(rule: Rule, dtype: torch.dtype, device: torch.device) -> list[str]:
+    """The backends that can run this rule here, the fastest first."""
+    if not _has_fused_form(rule):
+        return ["reference"]
+    if _suits_native(dtype, device) and _native() is not None:
+        return ["native", "chunked", "reference"]
+    return ["chunked", "reference"]
+
+
+def _suits_native(dtype: torch.dtype, device: torch.device) -> bool:
+    return dtype == torch.float32 and device.type == "cpu"
+
+
+def require_form(rule: Rule, backend: str) -> None:
+    """Check what can be checked before dtype and device are known.
 
     Raises:
         ValueError: unknown backend, or one that has no form of this rule.
     """
     if backend not in BACKENDS:
         raise unknown("backend", backend, BACKENDS)
-    fused = isinstance(rule, LSTMRule)
-    if backend == "auto":
-        picked = "chunked" if fused else "reference"
-        _say_once(f"backend 'auto' runs {type(rule).__name__} by {picked!r}")
-        return picked
-    if backend == "chunked" and not fused:
+    if backend in ("chunked", "native") and not _has_fused_form(rule):
         raise ValueError(
-            f"backend 'chunked' has no form of {type(rule).__name__}; use 'auto' or 'reference'"
+            f"backend {backend!r} has no form of {type(rule).__name__}; use 'auto' or 'reference'"
         )
-    return backend
+
+
+def _has_fused_form(rule: Rule) -> bool:
+    """Whether this is an LSTM rule whose network and step are the ones the fused forms mirror."""
+    return (
+        isinstance(rule, LSTMRule)
+        and type(rule).network is LSTMRule.network
+        and type(rule).step is LSTMRule.step
+    )
 
 
 def step_function(
@@ -62,8 +131,16 @@ def step_function(
         dtype: of the statistics.
         device: where the coordinates are.
         backend: one of `BACKENDS`.
+
+    Raises:
+        ValueError: as `resolve`.
     """
-    if resolve(rule, backend) == "chunked":
+    picked = resolve(rule, backend, dtype, device)
+    if picked == "native":
+        native = _native()
+        assert native is not None
+        return partial(native.step_, native.pack(rule, weights))
+    if picked == "chunked":
         assert isinstance(rule, LSTMRule)
         return partial(lstm.step_, rule, lstm.pack(rule, weights, dtype, device))
     cast = {key: value.detach().to(device=device, dtype=dtype) for key, value in weights.items()}
@@ -78,11 +155,63 @@ def step_function(
     return reference
 
 
-def sequence(
-    rule: Rule, weights: Weights, features_TFS: Tensor, carry: Carry, backend: str = "auto"
+def replay(
+    rule: Rule,
+    weights: Weights,
+    features_TFS: Tensor,
+    carry: Carry,
+    adjoint_TS: Tensor,
+    scale_TS: Tensor | None,
+    backend: str = "auto",
+) -> dict[str, Tensor]:
+    """Gradients of sum_ts adjoint * step with respect to the weights, over T steps.
+
+    Args:
+        rule: the rule.
+        weights: its weights.
+        features_TFS: (T, F, S) features, constants.
+        carry: (K, S) tensors before the first step, constants.
+        adjoint_TS: (T, S).
+        scale_TS: (T, S) scales as `Rule.features` returned them, or None.
+        backend: one of `BACKENDS`.
+
+    Returns:
+        gradients by weight name, in the features' dtype.
+
+    Raises:
+        ValueError: as `resolve`.
+    """
+    picked = resolve(rule, backend, features_TFS.dtype, features_TFS.device)
+    if picked == "native":
+        native = _native()
+        assert native is not None
+        return native.replay(rule, weights, features_TFS, carry, adjoint_TS, scale_TS)
+    device, dtype = features_TFS.device, features_TFS.dtype
+    leaves = {
+        key: value.detach().to(device=device, dtype=dtype).requires_grad_()
+        for key, value in weights.items()
+    }
+    total = {key: torch.zeros_like(value) for key, value in leaves.items()}
+    sampled = adjoint_TS.shape[1]
+    width = max(sampled, 1) if rule.coupling == "network" else REPLAY_WIDTH
+    for start in range(0, sampled, width):
+        span = slice(start, min(start + width, sampled))
+        own = {key: value[:, span] for key, value in carry.items()}
+        scales_TS = None if scale_TS is None else scale_TS[:, span]
+        with torch.enable_grad():
+            outputs_TOS = _sequence(rule, leaves, features_TFS[..., span].contiguous(), own, picked)
+            objective = (adjoint_TS[:, span] * _steps(rule, outputs_TOS, scales_TS)).sum()
+            gradients = torch.autograd.grad(objective, list(leaves.values()))
+        for key, gradient in zip(total, gradients, strict=True):
+            total[key] += gradient
+    return total
+
+
+def _sequence(
+    rule: Rule, weights: Weights, features_TFS: Tensor, carry: Carry, picked: str
 ) -> Tensor:
-    """The network over T steps with gradients for the weights: (T, F, S) to (T, O, S)."""
-    if resolve(rule, backend) == "chunked":
+    """The network over T steps, differentiable by the weights: (T, F, S) to (T, O, S)."""
+    if picked == "chunked":
         assert isinstance(rule, LSTMRule)
         return lstm.sequence(rule, weights, features_TFS, carry)
     outputs = []
@@ -90,3 +219,14 @@ def sequence(
         output_OS, carry = rule.network(weights, features_FS, carry)
         outputs.append(output_OS)
     return torch.stack(outputs)
+
+
+def _steps(rule: Rule, outputs_TOS: Tensor, scale_TS: Tensor | None) -> Tensor:
+    """The steps (T, S) that the outputs mean."""
+    if rule.coupling != "network":
+        # The step is coordinatewise: all T steps at once, as T * S coordinates.
+        scale = None if scale_TS is None else scale_TS.reshape(-1)
+        flat_O = outputs_TOS.transpose(0, 1).flatten(1)
+        return rule.step(flat_O, scale).view(len(outputs_TOS), -1)
+    scales = [None] * len(outputs_TOS) if scale_TS is None else scale_TS
+    return torch.stack([rule.step(o, s) for o, s in zip(outputs_TOS, scales, strict=True)])

@@ -5,7 +5,8 @@ in the first-level cache through every layer; along a block each loop is one the
 vector instructions. tanh is a rational function (`scripts/fit_tanh.py`), relative error 3e-7, and
 sigmoid(x) = (1 + tanh(x / 2)) / 2; nan stays nan.
 
-Numba is optional (`pip install stepsmith[fast]`); `load` returns None where it is missing.
+Numba is optional (`pip install stepsmith[fast]`); importing this module without it fails. What it
+compiles is cached on disk where there is a place to write.
 
 Shape letters: N = coordinates, S = sampled coordinates, T = steps, F = features, H = hidden units,
 I = inputs of a layer, K = I + H rounded up to a multiple of 4, B = coordinates of a block.
@@ -14,6 +15,7 @@ I = inputs of a layer, K = I + H rounded up to a multiple of 4, B = coordinates 
 # pyright: reportIndexIssue=false
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -26,14 +28,15 @@ import torch
 from numba import njit
 from torch import Tensor
 
+from stepsmith.kernels.tiles import FLAGS, TILE, add_products, affine
 from stepsmith.rules.base import Carry, Weights
 from stepsmith.rules.lstm import LSTMRule
 
 BLOCK = 128
-"""B of a step."""
+"""B: a multiple of `tiles.TILE`."""
 
-REPLAY_BLOCK = 256
-"""B of a replay: longer, because its weight gradients are sums along a block."""
+REPLAY_BUFFER = 1 << 24
+"""Bytes a thread may fill with what a replay keeps of one block; long windows take short blocks."""
 
 PARALLEL = 4096
 """Coordinates from which a step is shared between threads."""
@@ -42,9 +45,17 @@ PARTS = 64
 """Most parts a replay is cut into; set by the sample's size alone, so that the sum over parts is
 the same for any number of threads."""
 
-_FLAGS = {"contract", "reassoc", "nsz", "arcp"}
-_jit = njit(nogil=True, error_model="numpy", fastmath=_FLAGS, cache=True)
-_inline = njit(error_model="numpy", fastmath=_FLAGS, inline="always")
+
+def _jit(function: Callable[..., Any]) -> Any:
+    """Compile on first use, cached on disk where there is a place to write."""
+    options: dict[str, Any] = {"nogil": True, "error_model": "numpy", "fastmath": FLAGS}
+    try:
+        return njit(**options, cache=True)(function)
+    except RuntimeError:  # a read-only installation and no home
+        return njit(**options)(function)
+
+
+_inline = njit(error_model="numpy", fastmath=FLAGS, inline="always")
 _f = np.float32
 _TOP = _f(8.0)
 _P0, _P1, _P2, _P3, _P4 = map(
@@ -58,38 +69,16 @@ _HALF, _ONE = _f(0.5), _f(1.0)
 
 @_inline
 def _tanh(x):
-    x = min(max(x, -_TOP), _TOP)
     z = x * x
     p = (((_P4 * z + _P3) * z + _P2) * z + _P1) * z + _P0
     q = (((_Q4 * z + _Q3) * z + _Q2) * z + _Q1) * z + _Q0
-    return x * p / q
+    # Exactly 1 from _TOP on: a saturated gate passes nothing and has no gradient.
+    return math.copysign(_ONE, x) if abs(x) > _TOP else x * p / q
 
 
 @_inline
 def _sigmoid(x):
     return _HALF + _HALF * _tanh(_HALF * x)
-
-
-@_jit
-def _affine(weight, bias, rows, out, n):
-    """out = bias + weight @ rows over n coordinates; an even number of outputs, K rows.
-
-    Two outputs and four rows at a time: eight weights stay in registers along the block.
-    """
-    for g in range(0, weight.shape[0], 2):
-        out0, out1 = out[g], out[g + 1]
-        bias0, bias1 = bias[g], bias[g + 1]
-        for b in range(n):
-            out0[b] = bias0
-            out1[b] = bias1
-        for k in range(0, weight.shape[1], 4):
-            x0, x1, x2, x3 = rows[k], rows[k + 1], rows[k + 2], rows[k + 3]
-            u0, u1, u2, u3 = weight[g, k], weight[g, k + 1], weight[g, k + 2], weight[g, k + 3]
-            v0, v1 = weight[g + 1, k], weight[g + 1, k + 1]
-            v2, v3 = weight[g + 1, k + 2], weight[g + 1, k + 3]
-            for b in range(n):
-                out0[b] += u0 * x0[b] + u1 * x1[b] + u2 * x2[b] + u3 * x3[b]
-                out1[b] += v0 * x0[b] + v1 * x1[b] + v2 * x2[b] + v3 * x3[b]
 
 
 @_jit
@@ -118,7 +107,7 @@ def _step(weights, biases, head, head_bias, features, hidden, cell, strides, out
                     row[b] = source[b]
             for k in range(count + units, weights[layer].shape[1]):
                 rows[k, :] = 0
-            _affine(weights[layer], biases[layer], rows, gates, n)
+            affine(weights[layer], biases[layer], rows, gates, n)
             for j in range(units):
                 enter, forget = gates[j], gates[units + j]
                 leave, candidate = gates[2 * units + j], gates[3 * units + j]
@@ -153,14 +142,16 @@ def _replay(
     head and its bias, flat.
     """
     layers, units, steps = len(weights), head.shape[0], features.shape[0]
-    output = np.empty(REPLAY_BLOCK, np.float32)
-    push = np.empty((2 * units + 1, REPLAY_BLOCK), np.float32)
+    block = gates[0].shape[2]
+    output = np.empty(block, np.float32)
+    push = np.empty((2 * units + 1, block), np.float32)
     silent = np.zeros(2 * units + 1, np.float32)
-    dh = np.empty((layers, units, REPLAY_BLOCK), np.float32)
-    dc = np.empty((layers, units, REPLAY_BLOCK), np.float32)
-    for start in range(span[0], span[1], REPLAY_BLOCK):
-        n = min(REPLAY_BLOCK, span[1] - start)
+    dh = np.empty((layers, units, block), np.float32)
+    dc = np.empty((layers, units, block), np.float32)
+    for start in range(span[0], span[1], block):
+        n = min(block, span[1] - start)
         for layer in range(layers):
+            kept[layer][:, :, n:] = 0  # an earlier replay may have left nan there
             count = features.shape[1] if layer == 0 else units
             for j in range(units):
                 kept[layer][0, count + j, :n] = hidden[layer][j, start : start + n]
@@ -170,7 +161,7 @@ def _replay(
                 kept[0][t, k, :n] = features[t, k, start : start + n]
             for layer in range(layers):
                 count = features.shape[1] if layer == 0 else units
-                _affine(weights[layer], biases[layer], kept[layer][t], gates[layer][t], n)
+                affine(weights[layer], biases[layer], kept[layer][t], gates[layer][t], n)
                 for j in range(units):
                     enter, forget = gates[layer][t, j], gates[layer][t, units + j]
                     leave = gates[layer][t, 2 * units + j]
@@ -245,10 +236,12 @@ def _replay(
                         forget[b] = c * old[b] * f * (_ONE - f)
                         leave[b] = h * u * o * (_ONE - o)
                         candidate[b] = c * i * (_ONE - g * g)
-                _weight_sums(gates[layer][t], kept[layer][t], sums, _offset(weights, layer), n)
+                _add_weight_gradients(
+                    gates[layer][t], kept[layer][t], sums, _offset(weights, layer), n
+                )
                 below = 0 if layer == 0 else units
                 if t > 0 or layer > 0:
-                    _affine(backward[layer], silent, gates[layer][t], push, n)
+                    affine(backward[layer], silent, gates[layer][t], push, n)
                     for j in range(units):
                         source, grad = push[below + j], dh[layer, j]
                         for b in range(n):
@@ -268,27 +261,17 @@ def _offset(weights, layer):
 
 
 @_jit
-def _weight_sums(delta, rows, sums, place, n):
-    """Add delta @ rows^T and delta's sums to `sums` from `place` on: (4H, K), then (4H,)."""
-    gates, count = delta.shape[0], rows.shape[0]
+def _add_weight_gradients(deltas, rows, sums, place, n):
+    """Add deltas @ rows^T, then the deltas' own sums, to `sums` from `place` on."""
+    gates, count = deltas.shape[0], rows.shape[0]
+    end = min(deltas.shape[1], n + TILE)
     for g in range(gates):
-        d = delta[g]
-        for k in range(0, count, 4):
-            x0, x1, x2, x3 = rows[k], rows[k + 1], rows[k + 2], rows[k + 3]
-            s0 = s1 = s2 = s3 = _f(0)
-            for b in range(n):
-                s0 += d[b] * x0[b]
-                s1 += d[b] * x1[b]
-                s2 += d[b] * x2[b]
-                s3 += d[b] * x3[b]
-            at = place + g * count + k
-            sums[at] += s0
-            sums[at + 1] += s1
-            sums[at + 2] += s2
-            sums[at + 3] += s3
-        total = _f(0)
+        deltas[g, n:end] = 0
+    add_products(deltas, rows, sums[place : place + gates * count].reshape(gates, count), n)
+    for g in range(gates):
+        delta, total = deltas[g], _f(0)
         for b in range(n):
-            total += d[b]
+            total += delta[b]
         sums[place + gates * count + g] += total
 
 
@@ -365,7 +348,7 @@ def step_(packed: Packed, features_FN: Tensor, carry: Carry) -> Tensor:
     if threads == 1 or count < PARALLEL:
         run((0, count))
         return out_1N
-    _shared(run, _spans(count, 4 * threads, BLOCK))
+    _shared(run, _spans(count, 2 * threads, BLOCK))
     return out_1N
 
 
@@ -398,7 +381,10 @@ def replay(
     """
     packed = pack(rule, weights)
     sampled = features_TFS.shape[2]
-    spans = _spans(sampled, PARTS, REPLAY_BLOCK)
+    padded = tuple(weight.shape[1] for weight in packed.weights)
+    steps = len(features_TFS)
+    block = _replay_block(steps, rule.hidden, padded)
+    spans = _spans(sampled, PARTS, block)
     sizes = [w.size + b.size for w, b in zip(packed.weights, packed.biases, strict=True)]
     sums = np.zeros((len(spans), sum(sizes) + rule.hidden + 1), np.float32)
     layers = range(rule.layers)
@@ -412,12 +398,10 @@ def replay(
         adjoint if scale_TS is None else scale_TS.contiguous().numpy(),
         scale_TS is not None,
     )  # fmt: skip
-    padded = tuple(weight.shape[1] for weight in packed.weights)
-    steps = len(features_TFS)
 
     def part(place: tuple[int, tuple[int, int]]) -> None:
         index, span = place
-        run(span, *_workspace(steps, rule.hidden, padded), sums[index])
+        run(span, *_workspace(steps, rule.hidden, padded, block), sums[index])
 
     if torch.get_num_threads() == 1 or len(spans) == 1:
         for place in enumerate(spans):
@@ -452,17 +436,23 @@ def _spans(count: int, parts: int, block: int) -> list[tuple[int, int]]:
 _local = threading.local()
 
 
-def _workspace(steps: int, units: int, padded: tuple[int, ...]) -> tuple[Any, ...]:
+def _replay_block(steps: int, units: int, padded: tuple[int, ...]) -> int:
+    """B of a replay: `BLOCK`, or less where the window is long."""
+    numbers = steps * sum(rows + 6 * units for rows in padded)
+    fitting = REPLAY_BUFFER // (4 * max(1, numbers)) // TILE * TILE
+    return min(BLOCK, max(TILE, fitting))
+
+
+def _workspace(steps: int, units: int, padded: tuple[int, ...], block: int) -> tuple[Any, ...]:
     """This thread's buffers for a replay: kept, gates, cells, tanhs, an array a layer each."""
-    key = (steps, units, padded)
+    key = (steps, units, padded, block)
     if getattr(_local, "key", None) != key:
         _local.key = key
-        width = REPLAY_BLOCK
         _local.buffers = (
-            tuple(np.zeros((steps + 1, rows, width), np.float32) for rows in padded),
-            tuple(np.empty((steps, 4 * units, width), np.float32) for _ in padded),
-            tuple(np.empty((steps + 1, units, width), np.float32) for _ in padded),
-            tuple(np.empty((steps, units, width), np.float32) for _ in padded),
+            tuple(np.zeros((steps + 1, rows, block), np.float32) for rows in padded),
+            tuple(np.zeros((steps, 4 * units, block), np.float32) for _ in padded),
+            tuple(np.empty((steps + 1, units, block), np.float32) for _ in padded),
+            tuple(np.empty((steps, units, block), np.float32) for _ in padded),
         )
     return _local.buffers
 

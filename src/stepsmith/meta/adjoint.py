@@ -9,7 +9,8 @@ the parameters theta_t depend on the rule's weights phi only through the sum of 
     lambda_s  = w_s+1 g_s+1 + discount (1 - d) lambda_s+1
 
 Roll forward with no graph, keeping features and gradients of a sample of coordinates; form lambda
-by suffix sums; replay the network on the sample with autograd. With every coordinate sampled this
+by suffix sums; replay the network on the sample and
+back-propagate through it. With every coordinate sampled this
 equals back-propagation through the whole unrolled graph without second derivatives; otherwise it is
 an unbiased estimate of it.
 
@@ -27,15 +28,11 @@ from torch import Tensor
 
 from stepsmith import kernels
 from stepsmith.meta.losses import meta_loss
-from stepsmith.rules.base import Rule, Weights
+from stepsmith.rules.base import Weights
 from stepsmith.unroll import Copies, Layout, RuleStepper, Start, roll
 from stepsmith.unroll.steppers import coupled_spans
 
 LossTimes = Literal["after", "before"]
-
-REPLAY_WIDTH = 1024
-"""Coordinates replayed at once: enough to drown the overhead of single operations, few enough that
-the backward pass finds what the forward pass wrote still in the cache."""
 
 
 @dataclass(frozen=True)
@@ -160,42 +157,59 @@ def adjoint_window(
     running_S = torch.zeros(len(index_S), device=device, dtype=dtype)
     for s in range(steps - 1, -1, -1):
         t = s if losses == "after" else s + 1  # row of w that holds w_{s+1}
-        running_S = running_S * (discount * keep)
+        running_S.mul_(discount * keep)
         if t < steps:
-            running_S = running_S + w_TC[t, owner_S] * record.grads[s + 1]
+            running_S.addcmul_(w_TC[t, owner_S], record.grads_TS[s + 1])
         lambda_TS[s] = running_S
     finite_C = finite_C & _finite_by_copy(lambda_TS, owner_S, len(copies))
     alive = max(1, int(finite_C.sum()))
-    lambda_TS = torch.where(finite_C[owner_S], lambda_TS * (weight_S * stepper.lr / alive), 0.0)
+    lambda_TS *= weight_S * (stepper.lr / alive)
+    lambda_TS.masked_fill_(~finite_C[owner_S], 0.0)
     gradients = _replay(stepper, weights, record, carry, lambda_TS, finite_C[owner_S])
     value = float(value_C[finite_C].mean()) if finite_C.any() else float("nan")
     return Window(gradients, value, losses_TC, finite_C)
 
 
 class _Record:
-    """A stepper that keeps what the replay needs, at the sampled coordinates."""
+    """A stepper that keeps what the replay needs, at the sampled coordinates.
+
+    Attributes:
+        grads_TS: (T + 1, S); the last row is the final gradient, where it is judged.
+        features_TFS: (T, F, S).
+        scale_TS: (T, S), or None where the rule has no scale.
+    """
 
     def __init__(self, stepper: RuleStepper, copies: Copies, index_S: Tensor, steps: int):
         self._stepper = stepper
         self._whole = len(index_S) == copies.theta.numel()
         self._index = index_S
-        self.grads: list[Tensor] = []
-        self.features: list[Tensor] = []
-        self.scales: list[Tensor] = []
+        self._step = 0
+        self._steps = steps
+        self.grads_TS = copies.theta.new_zeros(steps + 1, len(index_S))
+        self.features_TFS = copies.theta.new_empty(0)
+        self.scale_TS: Tensor | None = None
 
-    def _at(self, tensor: Tensor) -> Tensor:
-        # index_select walks one contiguous row at a time; fancy indexing is several times slower.
-        return tensor.index_select(-1, self._index)
+    def _take(self, tensor: Tensor, out: Tensor) -> None:
+        if self._whole:
+            out.copy_(tensor)
+        else:
+            # index_select walks one contiguous row at a time; fancy indexing is far slower.
+            torch.index_select(tensor, -1, self._index, out=out)
 
     def keep(self, start: Start) -> None:
         """Keep the gradient before a step."""
-        self.grads.append(self._at(start.grad_CP.reshape(-1)))
+        self._take(start.grad_CP.reshape(-1), self.grads_TS[start.step])
 
     def __call__(self, theta_CP: Tensor, grad_CP: Tensor) -> None:
         features, scale = self._stepper.features(theta_CP, grad_CP)
-        self.features.append(self._at(features))
-        if scale is not None:
-            self.scales.append(self._at(scale))
+        if self._step == 0:
+            sampled = len(self._index)
+            self.features_TFS = features.new_empty(self._steps, len(features), sampled)
+            self.scale_TS = None if scale is None else scale.new_empty(self._steps, sampled)
+        self._take(features, self.features_TFS[self._step])
+        if scale is not None and self.scale_TS is not None:
+            self._take(scale, self.scale_TS[self._step])
+        self._step += 1
         self._stepper.move(theta_CP, features, scale)
 
 
@@ -214,47 +228,29 @@ def _replay(
     alive_S: Tensor,
 ) -> dict[str, Tensor]:
     """Back-propagate sum <lambda, u> through the network on the sampled coordinates."""
-    rule = stepper.rule
-    features_TFS = torch.stack(record.features)
+    rule, layout = stepper.rule, stepper.layout
+    features_TFS, scale_TS = record.features_TFS, record.scale_TS
     if not bool(alive_S.all()):
         features_TFS = torch.where(alive_S, features_TFS, 0.0)
+        scale_TS = None if scale_TS is None else torch.where(alive_S, scale_TS, 0.0)
         carry = {key: torch.where(alive_S, value, 0.0) for key, value in carry.items()}
-    scale_TS = torch.stack(record.scales) if record.scales else None
-    cast = {key: value.to(lambda_TS.dtype) for key, value in weights.items()}
-    total = [torch.zeros_like(value) for value in weights.values()]
-    for span in _replay_spans(stepper, lambda_TS.shape[1]):
-        with torch.enable_grad():
-            outputs_TOS = kernels.sequence(
-                rule,
-                cast,
-                features_TFS[..., span].contiguous(),
-                {key: value[:, span] for key, value in carry.items()},
-                stepper.backend,
-            )
-            scales_TS = None if scale_TS is None else scale_TS[:, span]
-            delta_TS = _steps(rule, outputs_TOS, scales_TS)
-            objective = (lambda_TS[:, span] * delta_TS).sum()
-            gradients = torch.autograd.grad(objective, list(weights.values()), retain_graph=True)
-        for sum_, gradient in zip(total, gradients, strict=True):
-            sum_ += gradient
-    return dict(zip(weights, total, strict=True))
-
-
-def _replay_spans(stepper: RuleStepper, sampled: int) -> list[slice]:
-    if stepper.rule.coupling == "network":
-        return coupled_spans(stepper.rule, stepper.layout, sampled // stepper.layout.total)
-    return [
-        slice(start, min(start + REPLAY_WIDTH, sampled))
-        for start in range(0, sampled, REPLAY_WIDTH)
+    sampled = lambda_TS.shape[1]
+    spans = [slice(0, sampled)]
+    if rule.coupling == "network":
+        spans = coupled_spans(rule, layout, sampled // layout.total)
+    parts = [
+        kernels.replay(
+            rule,
+            weights,
+            features_TFS[..., span],
+            {key: value[:, span] for key, value in carry.items()},
+            lambda_TS[:, span],
+            None if scale_TS is None else scale_TS[:, span],
+            stepper.backend,
+        )
+        for span in spans
     ]
-
-
-def _steps(rule: Rule, outputs_TOS: Tensor, scale_TS: Tensor | None) -> Tensor:
-    """The steps (T, S) that the outputs mean."""
-    if rule.coupling != "network":
-        # The step is coordinatewise: all T steps at once, as T * S coordinates.
-        scale = None if scale_TS is None else scale_TS.reshape(-1)
-        flat_O = outputs_TOS.transpose(0, 1).flatten(1)
-        return rule.step(flat_O, scale).view(len(outputs_TOS), -1)
-    scales = [None] * len(outputs_TOS) if scale_TS is None else scale_TS
-    return torch.stack([rule.step(o, s) for o, s in zip(outputs_TOS, scales, strict=True)])
+    return {
+        key: sum((part[key] for part in parts[1:]), parts[0][key]).to(weight)
+        for key, weight in weights.items()
+    }

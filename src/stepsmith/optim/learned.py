@@ -37,7 +37,8 @@ class LearnedOptimizer(torch.optim.Optimizer):
         nonfinite: what to do where a gradient is nan or infinite: `"skip"` the whole step (counted
             in `skipped_steps`, said once), `"refuse"` it with an error before anything has
             changed, or `"ignore"` it, which saves the check.
-        backend: how the network runs: `"auto"`, `"reference"` or `"chunked"`.
+        backend: how the network runs, one of `stepsmith.kernels.BACKENDS`; `"auto"` takes the
+            fastest there is for each dtype and device.
 
     Raises:
         ValueError: negative or non-finite lr or weight_decay, complex parameters, unknown choices,
@@ -67,7 +68,8 @@ class LearnedOptimizer(torch.optim.Optimizer):
     ):
         require_choice("LearnedOptimizer", "nonfinite", nonfinite, ("skip", "refuse", "ignore"))
         self.trained = as_trained(rule)
-        self.backend = kernels.resolve(self.trained.rule, backend)
+        kernels.require_form(self.trained.rule, backend)
+        self.backend = backend
         self.nonfinite = nonfinite
         self.skipped_steps = 0
         self._warned: set[str] = set()
