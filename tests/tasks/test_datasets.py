@@ -23,6 +23,7 @@ import torch
 from PIL import Image
 
 from stepsmith.tasks import datasets as module
+from stepsmith.tasks import image_hub
 from stepsmith.tasks.datasets import DataError, ImageSet, load_images
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -35,8 +36,8 @@ def fresh(monkeypatch):
     """No directory from the environment, nothing cached or announced, and no network."""
     monkeypatch.delenv("STEPSMITH_DATA_DIR", raising=False)
     monkeypatch.setattr(module, "_noticed", set())
-    monkeypatch.setattr(module, "_hub_out_of_reach", lambda: "hub not reachable (test)")
-    monkeypatch.setattr(module, "_prepared_before", lambda hub_id: None)
+    monkeypatch.setattr(image_hub, "_hub_out_of_reach", lambda: "hub not reachable (test)")
+    monkeypatch.setattr(image_hub, "_prepared_before", lambda hub_id: None)
     module._load_cached.cache_clear()
     yield
     module._load_cached.cache_clear()
@@ -186,7 +187,7 @@ def test_the_sample_is_balanced_and_whole(name):
     assert sample.test_images.shape == (2_000, 1, 28, 28)
     assert torch.bincount(sample.train_labels).tolist() == [1000] * 10
     assert torch.bincount(sample.test_labels).tolist() == [200] * 10
-    assert sample.classes == module._KNOWN[name].classes
+    assert sample.classes == image_hub.KNOWN[name].classes
     # Shuffled: the first hundred images have every class, and are not sorted by it.
     assert sample.train_labels[:100].unique().numel() == 10
 
@@ -565,7 +566,7 @@ def test_damaged_image_folders_are_named(tmp_path):
 def test_an_unknown_name_is_answered_with_the_nearest(tmp_path):
     said = refusal("fashon-mnist")
     assert "unknown data set 'fashon-mnist': did you mean 'fashion_mnist'?" in said
-    for name in module._KNOWN:
+    for name in image_hub.KNOWN:
         assert name in said
     parquet_set(tmp_path / "my_letters")
     assert "did you mean 'my_letters'?" in refusal("my_leters", data_dir=tmp_path)
@@ -594,11 +595,13 @@ def test_auto_prefers_the_directory_then_the_hub_then_the_sample(tmp_path, monke
     hub = image_set(name="mnist", origin="hub:fake")
     idx_set(tmp_path / "with/mnist")
     (tmp_path / "without").mkdir()
-    monkeypatch.setattr(module, "_load_hub", lambda name: hub)
+    splits = [(images.numpy(), labels.numpy(), hub.classes) for images, labels in (
+        (hub.train_images, hub.train_labels), (hub.test_images, hub.test_labels))]  # fmt: skip
+    monkeypatch.setattr(module, "read_hub", lambda name: ("hub:fake", *splits))
     assert load_images("mnist", data_dir=tmp_path / "with").origin.startswith("directory:")
     monkeypatch.setenv("STEPSMITH_DATA_DIR", str(tmp_path / "with"))
     assert load_images("mnist").origin.startswith("directory:")
-    assert load_images("mnist", data_dir=tmp_path / "without") is hub
+    assert load_images("mnist", data_dir=tmp_path / "without").origin == "hub:fake"
     assert load_images("mnist", source="sample").origin == "sample"
     assert not caplog.records
 
@@ -619,7 +622,7 @@ def test_a_set_on_the_hub_that_is_malformed_is_not_replaced_by_the_sample(monkey
     def malformed(name):
         raise DataError("hub:x: needs splits train and test")
 
-    monkeypatch.setattr(module, "_load_hub", malformed)
+    monkeypatch.setattr(module, "read_hub", malformed)
     assert "needs splits" in refusal("mnist")
 
 
@@ -648,13 +651,13 @@ def hub(tmp_path, monkeypatch):
         return real("parquet", data_files=files, cache_dir=tmp_path / "cache")
 
     monkeypatch.setattr(hf, "load_dataset", load_dataset)
-    monkeypatch.setattr(module, "_hub_out_of_reach", lambda: None)
+    monkeypatch.setattr(image_hub, "_hub_out_of_reach", lambda: None)
     return tmp_path
 
 
-@pytest.mark.parametrize("name", sorted(module._KNOWN))
+@pytest.mark.parametrize("name", sorted(image_hub.KNOWN))
 def test_known_sets_are_read_from_their_columns_on_the_hub(hub, name):
-    known = module._KNOWN[name]
+    known = image_hub.KNOWN[name]
     names = list(known.classes or map(str, range(100)))
     folder = hub / known.hub_id
     parquet_set(folder, image=known.image, label=known.label, names=names)
@@ -718,8 +721,8 @@ def test_a_set_prepared_earlier_needs_no_network(hub, monkeypatch):
     hf = pytest.importorskip("datasets")
     monkeypatch.undo()
     monkeypatch.setattr(hf.config, "HF_DATASETS_CACHE", str(hub / "prepared"))
-    monkeypatch.setattr(module, "_hub_out_of_reach", lambda: "hub not reachable (test)")
-    assert module._prepared_before("me/birds") is None
+    monkeypatch.setattr(image_hub, "_hub_out_of_reach", lambda: "hub not reachable (test)")
+    assert image_hub._prepared_before("me/birds") is None
     parquet_set(hub / "me/birds", names=["a", "b", "c"])
     files = {s: str(hub / f"me/birds/{s}.parquet") for s in ("train", "test")}
     # What `load_dataset("me/birds")` leaves behind once it was downloaded.
@@ -742,13 +745,13 @@ class TestReach:
             monkeypatch.delenv(name, raising=False)
         monkeypatch.setattr(self.constants, "HF_HUB_OFFLINE", False)
         monkeypatch.setattr(config, "HF_HUB_OFFLINE", False)
-        monkeypatch.setattr(module, "PROBE_SECONDS", 1.0)
+        monkeypatch.setattr(image_hub, "PROBE_SECONDS", 1.0)
         self.monkeypatch = monkeypatch
 
     def reach(self, port):
         self.monkeypatch.setattr(self.constants, "ENDPOINT", f"http://127.0.0.1:{port}")
         start = time.monotonic()
-        reason = module._hub_out_of_reach()
+        reason = image_hub._hub_out_of_reach()
         assert time.monotonic() - start < 2.2
         return reason
 
