@@ -67,7 +67,7 @@ def sample_coordinates(
         generator: source of randomness.
 
     Returns:
-        (S,) indices into C * P, and (S,) weights n / k.
+        (S,) indices into C * P, ascending, and (S,) weights n / k.
     """
     indices, weights = [], []
     for span, size in zip(layout.spans, layout.sizes, strict=True):
@@ -183,34 +183,33 @@ class _Record:
         self._stepper = stepper
         self._whole = len(index_S) == copies.theta.numel()
         self._index = index_S
+        self._places = index_S.cpu()
         self._step = 0
         self._steps = steps
         self.grads_TS = copies.theta.new_zeros(steps + 1, len(index_S))
         self.features_TFS = copies.theta.new_empty(0)
         self.scale_TS: Tensor | None = None
 
-    def _take(self, tensor: Tensor, out: Tensor) -> None:
-        if self._whole:
-            out.copy_(tensor)
-        else:
-            # index_select walks one contiguous row at a time; fancy indexing is far slower.
-            torch.index_select(tensor, -1, self._index, out=out)
-
     def keep(self, start: Start) -> None:
         """Keep the gradient before a step."""
-        self._take(start.grad_CP.reshape(-1), self.grads_TS[start.step])
+        grad = start.grad_CP.reshape(-1)
+        self.grads_TS[start.step] = grad if self._whole else grad.index_select(0, self._index)
+
+    def _keep_features(self, span: slice, features: Tensor, scale: Tensor | None) -> None:
+        if not len(self.features_TFS):
+            rows = (self._steps, len(features), len(self._index))
+            self.features_TFS = features.new_empty(rows)
+            self.scale_TS = None if scale is None else scale.new_empty(rows[0], rows[2])
+        low, high = torch.searchsorted(self._places, torch.tensor([span.start, span.stop])).tolist()
+        own = self._index[low:high] - span.start
+        # index_select walks one contiguous row at a time; fancy indexing is several times slower.
+        self.features_TFS[self._step, :, low:high] = features.index_select(1, own)
+        if scale is not None and self.scale_TS is not None:
+            self.scale_TS[self._step, low:high] = scale.index_select(0, own)
 
     def __call__(self, theta_CP: Tensor, grad_CP: Tensor) -> None:
-        features, scale = self._stepper.features(theta_CP, grad_CP)
-        if self._step == 0:
-            sampled = len(self._index)
-            self.features_TFS = features.new_empty(self._steps, len(features), sampled)
-            self.scale_TS = None if scale is None else scale.new_empty(self._steps, sampled)
-        self._take(features, self.features_TFS[self._step])
-        if scale is not None and self.scale_TS is not None:
-            self._take(scale, self.scale_TS[self._step])
+        self._stepper(theta_CP, grad_CP, self._keep_features)
         self._step += 1
-        self._stepper.move(theta_CP, features, scale)
 
 
 def _finite_by_copy(lambda_TS: Tensor, owner_S: Tensor, copies: int) -> Tensor:
@@ -237,7 +236,7 @@ def _replay(
     sampled = lambda_TS.shape[1]
     spans = [slice(0, sampled)]
     if rule.coupling == "network":
-        spans = coupled_spans(rule, layout, sampled // layout.total)
+        spans = coupled_spans(layout, sampled // layout.total)
     parts = [
         kernels.replay(
             rule,

@@ -45,11 +45,12 @@ def roll(
         (T, C) batch losses, each before its step. A copy that diverges goes on as it is: its
         losses grow or turn into nan, and it disturbs no other copy.
     """
-    losses = []
+    # Reserved at once: small tensors kept between large ones of each step would scatter the heap.
+    losses_TC = copies.theta.new_empty(steps, len(copies))
     for step in range(steps):
         losses_C, grad_CP = copies.gradients(copies.batches(split))
-        losses.append(losses_C)
+        losses_TC[step] = losses_C
         if hook is not None:
             hook(Start(step, losses_C, grad_CP))
         stepper(copies.theta, grad_CP)
-    return torch.stack(losses) if losses else torch.empty(0, len(copies))
+    return losses_TC

@@ -6,7 +6,7 @@ K = channels of one carried tensor.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Protocol
 
 import torch
@@ -15,6 +15,12 @@ from torch import Tensor
 from stepsmith import kernels
 from stepsmith.rules.base import Rule, State, Weights
 from stepsmith.unroll.copies import Layout
+
+BLOCK = 1 << 16
+"""Coordinates handled at once on a CPU, so that temporaries stay small and in the cache."""
+
+Keep = Callable[[slice, Tensor, Tensor | None], None]
+"""Sees a span of the C * P coordinates, its features (F, N) and its scale (N,) or None."""
 
 MakeOptimizer = Callable[[Iterable[Tensor]], torch.optim.Optimizer]
 
@@ -97,17 +103,56 @@ class RuleStepper:
             self.carry[key][:, copy * size : (copy + 1) * size] = fresh
 
     @torch.no_grad()
-    def features(self, theta_CP: Tensor, grad_CP: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Features (F, C * P) and the scale (C * P,) or None; the statistics move on."""
-        if self.rule.coupling == "none":
-            shape = (theta_CP.shape[1],)
-            features_FCP, scale_CP, self.state = self.rule.features(
-                grad_CP, theta_CP, self.state, shape
-            )
-        else:
+    def __call__(self, theta_CP: Tensor, grad_CP: Tensor, keep: Keep | None = None) -> None:
+        """One step; `keep` sees the features and scales of each span on the way."""
+        delta = torch.empty_like(theta_CP).view(-1)
+        for span, features, scale in self._features(theta_CP, grad_CP):
+            if keep is not None:
+                keep(span, features, scale)
+            for part in self._whole(span):
+                own = slice(part.start - span.start, part.stop - span.start)
+                carry = {key: value[:, part] for key, value in self.carry.items()}
+                output = self._network(features[:, own], carry)
+                delta[part] = self.rule.step(output, None if scale is None else scale[own])
+        if self.weight_decay:
+            theta_CP.mul_(1 - self.lr * self.weight_decay)
+        theta_CP.add_(delta.view_as(theta_CP), alpha=self.lr)
+
+    def _whole(self, span: slice) -> list[slice]:
+        """What the network must see at once."""
+        if self.rule.coupling != "network":
+            return [span]
+        return coupled_spans(self.layout, (span.stop - span.start) // self.layout.total)
+
+    def _features(
+        self, theta_CP: Tensor, grad_CP: Tensor
+    ) -> Iterator[tuple[slice, Tensor, Tensor | None]]:
+        """Spans of the C * P coordinates with features (F, N) and scale (N,) or None, in order;
+        the statistics move on."""
+        if self.rule.coupling != "none":
             features_FCP, scale_CP = self._features_by_tensor(theta_CP, grad_CP)
-        scale = None if scale_CP is None else scale_CP.reshape(-1)
-        return features_FCP.reshape(len(features_FCP), -1), scale
+            scale = None if scale_CP is None else scale_CP.reshape(-1)
+            yield slice(0, theta_CP.numel()), features_FCP.flatten(1), scale
+            return
+        copies, size = theta_CP.shape
+        block = BLOCK if theta_CP.device.type == "cpu" else max(theta_CP.numel(), 1)
+        high, wide = max(1, block // max(size, 1)), max(1, min(size, block))
+        for top in range(0, copies, high):
+            rows = slice(top, min(top + high, copies))
+            before = {key: self.state[key][rows] for key in self.rule.per_tensor}
+            after: State = {}
+            for left in range(0, max(size, 1), wide):
+                part = (rows, slice(left, min(left + wide, size)))
+                own = {key: self.state[key][part] for key in self.state if key not in before}
+                grad, theta = grad_CP[part], theta_CP[part]
+                features, scale, after = self.rule.features(grad, theta, own | before, (size,))
+                for key in own:
+                    self.state[key][part] = after[key]
+                start = top * size + left
+                span = slice(start, start + grad.numel())
+                yield span, features.flatten(1), None if scale is None else scale.reshape(-1)
+            for key in before:
+                self.state[key][rows] = after[key]
 
     def _features_by_tensor(
         self, theta_CP: Tensor, grad_CP: Tensor
@@ -140,29 +185,11 @@ class RuleStepper:
         scale_CP = torch.cat(scales, dim=1)
         return torch.cat(features, dim=2), scale_CP if scale_CP.numel() else None
 
-    @torch.no_grad()
-    def move(self, theta_CP: Tensor, features: Tensor, scale: Tensor | None) -> None:
-        """Run the network on the features and move theta by its step."""
-        delta = torch.empty_like(theta_CP).view(-1)
-        for span in coupled_spans(self.rule, self.layout, len(theta_CP)):
-            carry = {key: value[:, span] for key, value in self.carry.items()}
-            output = self._network(features[:, span], carry)
-            delta[span] = self.rule.step(output, None if scale is None else scale[span])
-        if self.weight_decay:
-            theta_CP.mul_(1 - self.lr * self.weight_decay)
-        theta_CP.add_(delta.view_as(theta_CP), alpha=self.lr)
 
-    def __call__(self, theta_CP: Tensor, grad_CP: Tensor) -> None:
-        """One step."""
-        self.move(theta_CP, *self.features(theta_CP, grad_CP))
-
-
-def coupled_spans(rule: Rule, layout: Layout, copies: int) -> list[slice]:
-    """The spans of C * P coordinates a rule's network must see whole: one span for everything, or
-    one for each tensor of each copy where the network couples coordinates."""
+def coupled_spans(layout: Layout, copies: int) -> list[slice]:
+    """The spans of C * P coordinates that a network which couples them sees at once: each tensor
+    of each copy."""
     size = layout.total
-    if rule.coupling != "network":
-        return [slice(0, copies * size)]
     return [
         slice(copy * size + span.start, copy * size + span.stop)
         for copy in range(copies)
