@@ -30,8 +30,7 @@ RULES: dict[str, dict[str, Any]] = {
     },
     "convnet-mnist": {
         "rule": {},
-        "steps": 120_000, "copies": 1, "validation_copies": 16, "lr": 0.02, "samples": 400_000,
-        "validations": 40,
+        "steps": 120_000, "copies": 1, "validation_copies": 8, "lr": 0.02, "samples": 40_000,
     },
 }  # fmt: skip
 
