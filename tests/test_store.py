@@ -137,3 +137,8 @@ def test_pickles_are_refused_unread(tmp_path):
     torch.save(Trap(), path)
     with pytest.raises(CheckpointError, match="not a readable safetensors file"):
         store.read(path, "rule")
+
+
+def test_fingerprint_of_a_number_expanded_from_nothing():
+    expanded = torch.zeros(()).expand(1, 1)
+    assert store.fingerprint({"a": expanded}) == store.fingerprint({"a": torch.zeros(1, 1)})

@@ -27,7 +27,9 @@ def fingerprint(tensors: Mapping[str, Tensor]) -> str:
     """SHA-256 over names, dtypes, shapes and bytes, in hexadecimal."""
     digest = hashlib.sha256()
     for name in sorted(tensors):
-        tensor = tensors[name].detach().cpu().contiguous()
+        # Not `contiguous`: a tensor of one number counts as such whatever its stride, and an
+        # expanded one (stride 0) cannot be viewed as bytes.
+        tensor = tensors[name].detach().cpu().clone(memory_format=torch.contiguous_format)
         digest.update(f"{name}|{tensor.dtype}|{tuple(tensor.shape)}|".encode())
         digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()

@@ -62,6 +62,13 @@ def test_resuming_gives_the_numbers_of_an_uninterrupted_run(tmp_path, window, ti
     assert same(load(tmp_path / "rule.safetensors"), resumed)
 
 
+def test_one_copy_can_be_resumed(tmp_path):
+    common = {**SMALL, "copies": 1}
+    meta_train(Quadratic(3), steps=24, out=tmp_path, **common)
+    resumed = meta_train(Quadratic(3), steps=48, out=tmp_path, resume=True, **common)
+    assert resumed.manifest["inner_steps"] == 48
+
+
 def test_a_checkpoint_of_other_settings_is_refused(tmp_path):
     meta_train(Quadratic(3), steps=72, out=tmp_path, **SMALL)
     with pytest.raises(CheckpointError, match=r"lr=0\.01 \(now 0\.5\)"):

@@ -80,7 +80,7 @@ class RuleStepper:
         if self.rule.coupling == "none":
             one = self.rule.init_state(theta_CP)
             return {
-                key: value.expand(copies, 1).clone() if key in self.rule.per_tensor else value
+                key: value.repeat(copies, 1) if key in self.rule.per_tensor else value
                 for key, value in one.items()
             }
         parts = [
