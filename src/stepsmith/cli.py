@@ -69,7 +69,7 @@ def guarded(command: Callable[..., None]) -> Callable[..., None]:
 @app.command()
 @guarded
 def demo(
-    seconds: Annotated[float, typer.Option(help="Seconds of meta-training.")] = 100.0,
+    seconds: Annotated[float, typer.Option(help="Seconds of meta-training.")] = 170.0,
     seed: Annotated[int, typer.Option(help="Seed of everything.")] = 0,
     out: Out = Path("runs"),
 ) -> None:
