@@ -130,9 +130,9 @@ def test_an_interrupted_run_can_be_continued(tmp_path, sent):
     )  # fmt: skip
     folder = tmp_path / "runs" / "train-quadratic"
     deadline = time.monotonic() + 60
-    while not (folder / "config.json").exists() and time.monotonic() < deadline:
+    while not (folder / "run.safetensors").exists() and time.monotonic() < deadline:
         time.sleep(0.1)
-    time.sleep(3)
+    time.sleep(1)
     process.send_signal(sent)
     _, err = process.communicate(timeout=60)
     assert process.returncode == 2, err

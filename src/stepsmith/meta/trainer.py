@@ -344,6 +344,8 @@ def meta_train(
         if not run.progress.validations:
             run.validate()
             tick()
+            if checkpoint:  # so that a run killed early can be resumed too
+                save_run(run, checkpoint)
         while run.spent < 1:
             window = run.window()
             tick()
