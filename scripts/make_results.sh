@@ -13,7 +13,7 @@ compare() {  # NAME TASK RULE further options
 
 # Own tasks over the horizon the rules were meta-trained for, against all seven baselines.
 own() {
-  compare quadratic quadratic quadratic --seeds 1000 --tuning-seeds 500
+  compare quadratic quadratic quadratic --seeds 1000 --tuning-seeds 100
   compare mlp-mnist mlp-mnist mlp-mnist --seeds 32
   compare convnet-mnist convnet-mnist convnet-mnist --seeds 32 --tuning-seeds 4
 }
@@ -21,7 +21,7 @@ own() {
 # Ten times that horizon.
 long() {
   compare mlp-mnist-1000 mlp-mnist mlp-mnist --steps 1000 --seeds 16 --tuning-seeds 4 -b adam -b nag
-  compare quadratic-1000 quadratic quadratic --steps 1000 --seeds 1000 --tuning-seeds 250 -b adam -b momentum
+  compare quadratic-1000 quadratic quadratic --steps 1000 --seeds 250 --tuning-seeds 50 -b adam -b momentum
   compare convnet-mnist-1000 convnet-mnist convnet-mnist --steps 1000 --seeds 8 --tuning-seeds 2 -b adam
 }
 

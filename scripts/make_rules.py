@@ -30,7 +30,7 @@ RULES: dict[str, dict[str, Any]] = {
     },
     "convnet-mnist": {
         "rule": {},
-        "steps": 120_000, "copies": 1, "validation_copies": 8, "lr": 0.02, "samples": 40_000,
+        "steps": 240_000, "copies": 2, "validation_copies": 16, "lr": 0.01, "samples": None,
     },
 }  # fmt: skip
 

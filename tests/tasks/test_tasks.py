@@ -12,6 +12,7 @@ from torch import nn
 from stepsmith import Task, make_task
 from stepsmith.tasks import NETWORKS, ImageSet, ImageTask, Quadratic, task_names
 from stepsmith.tasks.data import ArrayData, as_data
+from stepsmith.tasks.networks.convnet import Convolution
 
 
 def seeded(seed: int = 0) -> torch.Generator:
@@ -212,3 +213,30 @@ def test_tasks_by_name(tmp_path, monkeypatch):
 def test_quadratic_needs_a_dimension():
     with pytest.raises(ValueError, match="dimensions"):
         Quadratic(0)
+
+
+@pytest.mark.parametrize("inputs", [1, 3])
+@pytest.mark.parametrize("kernel", [3, 5])
+@pytest.mark.parametrize("stacked", [False, True])
+def test_the_convolution_has_the_gradients_of_torchs(inputs, kernel, stacked):
+    generator = torch.Generator().manual_seed(0)
+    layer = Convolution(inputs, 3, kernel).double()
+    plain = torch.nn.Conv2d(inputs, 3, kernel, padding=kernel // 2).double()
+    copies = 2 if stacked else 1
+    images = torch.randn(copies, 4, inputs, 6, 7, generator=generator, dtype=torch.float64)
+    weight = torch.randn(copies, 3, inputs, kernel, kernel, generator=generator).double()
+    bias = torch.randn(copies, 3, generator=generator, dtype=torch.float64)
+
+    def gradients(module):
+        leaves = [part.clone().requires_grad_() for part in (images, weight, bias)]
+
+        def run(images, weight, bias):
+            return torch.func.functional_call(module, {"weight": weight, "bias": bias}, (images,))
+
+        if stacked:
+            output = torch.func.vmap(run)(*leaves)
+        else:
+            output = run(*(leaf[0] for leaf in leaves))
+        return output, *torch.autograd.grad(output.square().sum(), leaves)
+
+    torch.testing.assert_close(gradients(layer), gradients(plain))
