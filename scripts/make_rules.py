@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from stepsmith import make_rule, make_task, meta_train
+from stepsmith import Rule, Task, TrainedRule, make_rule, make_task, meta_train
 
 RULES: dict[str, dict[str, Any]] = {
     "quadratic": {
@@ -23,6 +23,8 @@ RULES: dict[str, dict[str, Any]] = {
         # Short windows: on quadratics the first-order estimate misleads over long ones.
         "steps": 10_000_000, "window": 5, "copies": 64, "validation_copies": 256, "samples": None,
         "lr": 0.01, "validations": 40,
+        # Then on longer episodes: late, tiny gradients otherwise make rare leaps.
+        "further": {"steps": 3_000_000, "horizon": 300, "lr": 0.003, "validations": 10},
     },
     "mlp-mnist": {
         "rule": {},
@@ -33,6 +35,14 @@ RULES: dict[str, dict[str, Any]] = {
         "steps": 240_000, "copies": 2, "validation_copies": 16, "lr": 0.01, "samples": None,
     },
 }  # fmt: skip
+
+
+def stage(
+    task: Task, rule: Rule | TrainedRule, folder: Path, config: dict[str, Any]
+) -> TrainedRule:
+    """Meta-train in a folder, from where it was if it was interrupted there."""
+    resume = (folder / "run.safetensors").exists()
+    return meta_train(task, rule, out=folder, resume=resume, progress=True, **config)
 
 
 def main() -> None:
@@ -49,9 +59,10 @@ def main() -> None:
         config = dict(RULES[name])
         rule = make_rule("joined", **config.pop("rule"))
         task = make_task(name, data_dir=chosen.data_dir)
-        folder = chosen.work / name
-        resume = (folder / "run.safetensors").exists()
-        trained = meta_train(task, rule, out=folder, resume=resume, progress=True, **config)
+        further = config.pop("further", None)
+        trained = stage(task, rule, chosen.work / name, config)
+        if further:
+            trained = stage(task, trained, chosen.work / f"{name}-further", config | further)
         print(trained.save(chosen.out / f"{name}.safetensors"), trained.manifest["validation"])
 
 

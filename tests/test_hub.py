@@ -167,3 +167,26 @@ def test_manifest_is_json_in_the_file(tmp_path):
     raw = write_toy(path)
     header = json.loads(raw[8 : 8 + int.from_bytes(raw[:8], "little")])
     assert json.loads(header["__metadata__"]["stepsmith"])["kind"] == "rule"
+
+
+@pytest.mark.parametrize(
+    ("spoil", "match"),
+    [
+        (lambda w: w.fill_(float("nan")), "is nan or infinite"),
+        (lambda w: w.to(torch.int64), "is torch.int64"),
+    ],
+)
+def test_weights_must_be_finite_floating_point_numbers(tmp_path, spoil, match):
+    trained = toy()
+    key = min(trained.weights)
+    weights = {**trained.weights, key: spoil(trained.weights[key].clone())}
+    with pytest.raises(CheckpointError, match=match):
+        TrainedRule(trained.rule, weights)
+
+
+def test_a_manifest_must_be_plain_json(tmp_path):
+    trained = toy()
+    odd = TrainedRule(trained.rule, trained.weights, {"score": torch.ones(1)})
+    with pytest.raises(TypeError, match="plain JSON values"):
+        odd.save(tmp_path / "odd.safetensors")
+    assert not list(tmp_path.iterdir())

@@ -32,7 +32,8 @@ class TrainedRule:
             lasted), `validation`, `seconds`, `licence`, `version`, `name`.
 
     Raises:
-        CheckpointError: weights missing, superfluous or of the wrong shape for the rule.
+        CheckpointError: weights missing, superfluous, of the wrong shape for the rule, not
+            floating-point or not finite.
     """
 
     rule: Rule
@@ -48,6 +49,14 @@ class TrainedRule:
                     f"weights do not fit {type(self.rule).__name__}: {key!r} should have shape "
                     f"{want.get(key)}, has {have.get(key)}; load them with the rule they were "
                     "trained for"
+                )
+        for key, value in self.weights.items():
+            if not value.is_floating_point() or not bool(value.isfinite().all()):
+                found = "nan or infinite" if value.is_floating_point() else str(value.dtype)
+                raise CheckpointError(
+                    f"weights of {type(self.rule).__name__}: {key!r} should be finite "
+                    f"floating-point numbers, is {found}; the file is damaged, or meta-training "
+                    "diverged"
                 )
 
     @property
@@ -82,7 +91,11 @@ def save(trained: TrainedRule, path: str | Path) -> Path:
         path: the file; `.safetensors` is added where it has no suffix.
 
     Returns:
-        The path written. Raises CheckpointError where the disk refuses.
+        The path written.
+
+    Raises:
+        CheckpointError: the disk refuses.
+        TypeError: the manifest holds something that JSON does not know.
     """
     path = Path(path)
     if not path.suffix:

@@ -70,10 +70,17 @@ def write(path: Path, tensors: Mapping[str, Tensor], manifest: Mapping[str, Any]
 
     Raises:
         CheckpointError: as `write_bytes`.
+        TypeError: the manifest holds something that JSON does not know.
     """
     held = {key: value.detach().cpu().contiguous().clone() for key, value in tensors.items()}
     manifest = {**manifest, "fingerprint": fingerprint(held)}
-    text = json.dumps(manifest)
+    try:
+        text = json.dumps(manifest)
+    except TypeError as error:
+        raise TypeError(
+            f"{path}: the manifest must hold plain JSON values ({error}); convert tensors and "
+            "arrays to lists and numbers"
+        ) from None
     write_bytes(path, save(held, metadata={_KEY: text, _DIGEST: _sha256(text)}))
 
 

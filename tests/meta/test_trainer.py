@@ -174,3 +174,21 @@ def test_tensorboard_writes_events(tmp_path):
     pytest.importorskip("tensorboard")
     meta_train(Quadratic(3), steps=72, out=tmp_path, tensorboard=True, **SMALL)
     assert list((tmp_path / "tensorboard").glob("events.*"))
+
+
+def test_meta_training_goes_on_from_a_trained_rule(tmp_path):
+    first = meta_train(Quadratic(3), "joined", steps=40, horizon=5, copies=2)
+    same = meta_train(Quadratic(3), first, steps=10, horizon=5, copies=2, lr=1e-30)
+    assert all(torch.equal(same.weights[key], first.weights[key]) for key in first.weights)
+    further = meta_train(Quadratic(3), first, steps=40, horizon=5, copies=2, lr=0.1)
+    assert any(not torch.equal(further.weights[k], first.weights[k]) for k in first.weights)
+    assert further.manifest["inner_steps"] == 80
+    assert further.manifest["seconds"] >= first.manifest["seconds"]
+    assert further.manifest["parent"]["fingerprint"] == first.fingerprint
+
+
+def test_a_checkpoint_of_another_parent_is_refused(tmp_path):
+    first = meta_train(Quadratic(3), "joined", steps=20, horizon=5)
+    meta_train(Quadratic(3), first, steps=20, horizon=5, out=tmp_path)
+    with pytest.raises(CheckpointError, match="parent"):
+        meta_train(Quadratic(3), "joined", steps=40, horizon=5, out=tmp_path, resume=True)

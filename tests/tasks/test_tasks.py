@@ -233,10 +233,7 @@ def test_the_convolution_has_the_gradients_of_torchs(inputs, kernel, stacked):
         def run(images, weight, bias):
             return torch.func.functional_call(module, {"weight": weight, "bias": bias}, (images,))
 
-        if stacked:
-            output = torch.func.vmap(run)(*leaves)
-        else:
-            output = run(*(leaf[0] for leaf in leaves))
+        output = torch.func.vmap(run)(*leaves) if stacked else run(*(leaf[0] for leaf in leaves))
         return output, *torch.autograd.grad(output.square().sum(), leaves)
 
     torch.testing.assert_close(gradients(layer), gradients(plain))

@@ -39,6 +39,7 @@ def _identity(run: Run) -> dict[str, Any]:
     return {
         "task": run.task.name, "data": run.task.data_name, "config": config,
         "rule": {"class": type(run.rule).__name__, "config": run.rule.config()},
+        "parent": run.parent.fingerprint if run.parent else None,
     }  # fmt: skip
 
 

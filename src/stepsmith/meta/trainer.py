@@ -152,7 +152,10 @@ class Progress:
 class Run:
     """The whole state of one meta-training; `meta_train` drives it."""
 
-    def __init__(self, task: Task, rule: Rule, config: MetaTrainConfig):
+    def __init__(self, task: Task, rule: Rule | TrainedRule, config: MetaTrainConfig):
+        self.parent = rule if isinstance(rule, TrainedRule) else None
+        if isinstance(rule, TrainedRule):
+            rule = rule.rule
         if not rule.learned:
             raise ValueError(
                 f"{type(rule).__name__} has no weights: there is nothing to meta-train"
@@ -161,8 +164,9 @@ class Run:
         seeds = torch.Generator().manual_seed(config.seed)
         self.sampler = torch.Generator().manual_seed(config.seed + 1)
         first = int(torch.randint(2**40, (), generator=seeds))
+        start = self.parent.weights if self.parent else rule.init(seeds)
         self.weights = {
-            key: value.to(task.device).requires_grad_() for key, value in rule.init(seeds).items()
+            key: value.to(task.device, copy=True).requires_grad_() for key, value in start.items()
         }
         self.best = {key: value.detach().clone() for key, value in self.weights.items()}
         # Seeds above all that validation and evaluation use.
@@ -264,6 +268,7 @@ class Run:
     def trained(self, name: str | None) -> TrainedRule:
         """The best weights so far, with how they came to be."""
         progress = self.progress
+        before = self.parent.manifest if self.parent else {}
         manifest = {
             "name": name or self.task.name,
             "tasks": [self.task.name],
@@ -272,21 +277,25 @@ class Run:
             "parameters": self.copies.layout.total,
             "meta_training": asdict(self.config),
             "validation": {"loss": self.config.loss, "score": progress.best_score},
-            "seconds": round(progress.elapsed, 1),
-            "inner_steps": progress.inner_steps,
-            "updates": progress.updates,
+            "seconds": round(progress.elapsed + before.get("seconds", 0.0), 1),
+            "inner_steps": progress.inner_steps + before.get("inner_steps", 0),
+            "updates": progress.updates + before.get("updates", 0),
             "skipped": progress.skipped,
             "diverged": progress.diverged,
             "validations": progress.validations,
             "torch": torch.__version__.split("+")[0],
         }
+        if self.parent is not None:
+            kept = ("name", "tasks", "horizon", "seconds", "inner_steps", "meta_training", "parent")
+            manifest["parent"] = {key: before[key] for key in kept if key in before}
+            manifest["parent"]["fingerprint"] = self.parent.fingerprint
         weights = {key: value.cpu().clone() for key, value in self.best.items()}
         return TrainedRule(self.rule, weights, manifest)
 
 
 def meta_train(
     task: Task,
-    rule: Rule | str = "joined",
+    rule: Rule | TrainedRule | str = "joined",
     *,
     out: str | Path | None = None,
     resume: bool = False,
@@ -300,7 +309,9 @@ def meta_train(
 
     Args:
         task: what the rule will learn to train; `Task.from_module` makes one of any module.
-        rule: a rule, or the name of one (`joined`, `l2o_dm`, `rnnprop`).
+        rule: a rule, or the name of one (`joined`, `l2o_dm`, `rnnprop`), to start from fresh
+            weights; a `TrainedRule` (`load` gives one) to go on from its weights. The manifest then
+            counts its seconds too, and tells its history under `parent`.
         out: folder for checkpoints (`run.safetensors`, every few minutes and at the end) and the
             result (`rule.safetensors`); None writes nothing.
         resume: continue from the checkpoint in `out`, to the same numbers as an uninterrupted run
