@@ -280,40 +280,90 @@ def check_kernel(rule: Rule, weights: Weights) -> None:
     one recorded sequence of gradients (zero, tiny and huge ones among them), 1e-10 in gradients in
     float64, 1e-3 in float32. Fresh memory is poisoned, so that nothing is read before it is
     written."""
-    n, device = 33, torch.device("cpu")
-    state, features, scales = rule.init_state(torch.ones(n)), [], []
-    for t, grad_N in enumerate(_gradients(n, 100, dtype=torch.float32)):
+    copies, n, device = 3, 33, torch.device("cpu")
+    grads = []
+    for t, grad in enumerate(_gradients(copies * n, 100, dtype=torch.float32)):
         odd = {7: 0.0, 8: 1e-30, 9: 1e30 if rule.learned else 1e15}.get(t)
-        if odd is not None:
-            grad_N = torch.full_like(grad_N, odd)
-        feature_FN, scale_N, state = rule.features(grad_N, torch.ones(n), state, (n,))
-        features.append(feature_FN)
-        if scale_N is not None:
-            scales.append(scale_N)
+        grads.append(torch.full((copies, n), odd) if odd is not None else grad.view(copies, n))
     with _poisoned_memory():
-        for backend in kernels.available(rule, torch.float32, device):
-            _check_steps(rule, weights, features, backend)
+        if rule.coupling == "none":
+            for backend in kernels.available(rule, torch.float32, device):
+                _check_steps(rule, weights, grads, backend)
+                _check_features(rule, grads, backend)
         if not rule.learned:
             return
+        features, scales = _features(rule, [grad[0] for grad in grads])
         for dtype, tolerance in ((torch.float64, 1e-10), (torch.float32, 1e-3)):
             for backend in kernels.available(rule, dtype, device):
                 _check_replay(rule, weights, features, scales, backend, dtype, tolerance)
 
 
-def _check_steps(rule: Rule, weights: Weights, features: list[Tensor], backend: str) -> None:
-    n, device = features[0].shape[1], torch.device("cpu")
-    carry, other = rule.init_carry(n), rule.init_carry(n)
-    fused = kernels.step_function(rule, weights, torch.float32, device, backend)
-    plain = kernels.step_function(rule, weights, torch.float32, device, "reference")
-    for t, feature_FN in enumerate(features):
-        pairs = {"output": (fused(feature_FN, carry), plain(feature_FN, other))}
-        pairs |= {f"carry {key!r}": (carry[key], other[key]) for key in carry}
+def _features(rule: Rule, grads: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+    """Features and scales of a sequence of (N,) gradients."""
+    param_N = torch.ones_like(grads[0])
+    state, features, scales = rule.init_state(param_N), [], []
+    for grad_N in grads:
+        feature_FN, scale_N, state = rule.features(grad_N, param_N, state, tuple(param_N.shape))
+        features.append(feature_FN)
+        if scale_N is not None:
+            scales.append(scale_N)
+    return features, scales
+
+
+def _stacked_state(rule: Rule, param_CN: Tensor) -> State:
+    """A fresh state of copies that have made 0, 1, 2, ... steps."""
+    ages_C1 = torch.arange(float(len(param_CN)), dtype=param_CN.dtype)[:, None]
+    return {
+        key: ages_C1.clone() if key == "step"
+        else value.expand(len(param_CN), 1).clone() if key in rule.per_tensor else value
+        for key, value in rule.init_state(param_CN).items()
+    }  # fmt: skip
+
+
+def _check_steps(rule: Rule, weights: Weights, grads: list[Tensor], backend: str) -> None:
+    param_CN, device = torch.ones_like(grads[0]), torch.device("cpu")
+    states = [_stacked_state(rule, param_CN) for _ in range(2)]
+    carries = [rule.init_carry(param_CN.numel()) for _ in range(2)]
+    fused, plain = (
+        kernels.advance_function(rule, weights, torch.float32, device, name)
+        for name in (backend, "reference")
+    )
+    for t, grad_CN in enumerate(grads):
+        kept = grad_CN.clone()
+        one = fused(grad_CN, param_CN, states[0], carries[0])
+        two = plain(grad_CN, param_CN, states[1], carries[1])
+        _require(_same(kept, grad_CN), rule, f"backend {backend!r} writes to the gradient")
+        pairs = {"step": (one, two)}
+        pairs |= {f"state {key!r}": (states[0][key], states[1][key]) for key in states[0]}
+        pairs |= {f"carry {key!r}": (carries[0][key], carries[1][key]) for key in carries[0]}
         for name, (fast, slow) in pairs.items():
             _require(
                 _close(fast, slow, 1e-5), rule,
-                f"backend {backend!r}: the step's {name} leaves the reference by "
+                f"backend {backend!r}: the {name} leaves the reference by "
                 f"{float((fast - slow).abs().max()):.2g} at step {t}",
             )  # fmt: skip
+
+
+def _check_features(rule: Rule, grads: list[Tensor], backend: str) -> None:
+    """A sample's features are those of the roll, each copy at its own age."""
+    param_CN = torch.ones_like(grads[0])
+    state = _stacked_state(rule, param_CN)
+    before = {key: value.clone() for key, value in state.items()}
+    stacked = torch.stack(grads)
+    features, scale = kernels.sample_features(
+        rule, stacked, torch.ones_like(stacked), state, backend
+    )
+    _require(_same(before, state), rule, f"backend {backend!r} writes to the sample's state")
+    for t, grad_CN in enumerate(grads):
+        feature_FCN, scale_CN, state = rule.features(
+            grad_CN, param_CN, state, tuple(param_CN.shape[1:])
+        )
+        same = _close(features[t], feature_FCN.flatten(1), 1e-5)
+        _require(same, rule, f"backend {backend!r}: features leave the rule's at step {t}")
+        _require((scale is None) == (scale_CN is None), rule, f"backend {backend!r}: scales appear")
+        if scale is not None and scale_CN is not None:
+            same = _close(scale[t], scale_CN.reshape(-1), 1e-5)
+            _require(same, rule, f"backend {backend!r}: scales leave the rule's at step {t}")
 
 
 def _check_replay(

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from stepsmith import kernels
-from stepsmith.kernels import lstm
+from stepsmith.kernels import lstm, plain
 from stepsmith.rules import make_rule
 from stepsmith.rules.lstm import LSTMRule
 from stepsmith.testing import fresh_weights
@@ -35,8 +35,8 @@ def test_step(rule, n, chunk, monkeypatch):
     monkeypatch.setattr(lstm, "CHUNK", chunk)
     features, carry = drawn(rule, 4, n, torch.float64)
     weights, other = fresh_weights(rule), {k: v.clone() for k, v in carry.items()}
-    fast = kernels.step_function(rule, weights, torch.float64, CPU, "chunked")
-    slow = kernels.step_function(rule, weights, torch.float64, CPU, "reference")
+    fast = plain.network_step(rule, weights, torch.float64, CPU, "chunked")
+    slow = plain.network_step(rule, weights, torch.float64, CPU, "reference")
     for feature_FN in features:
         torch.testing.assert_close(fast(feature_FN, carry), slow(feature_FN, other))
         torch.testing.assert_close(carry, other)
@@ -71,8 +71,8 @@ def test_step_on_random_shapes_in_float32(seed, monkeypatch):
     monkeypatch.setattr(lstm, "CHUNK", draw(40))
     features, carry = drawn(rule, 5, draw(200), torch.float32)
     weights, other = fresh_weights(rule, seed), {k: v.clone() for k, v in carry.items()}
-    fast = kernels.step_function(rule, weights, torch.float32, CPU, "chunked")
-    slow = kernels.step_function(rule, weights, torch.float32, CPU, "reference")
+    fast = plain.network_step(rule, weights, torch.float32, CPU, "chunked")
+    slow = plain.network_step(rule, weights, torch.float32, CPU, "reference")
     for feature_FN in features:
         kept = feature_FN.clone()
         torch.testing.assert_close(
@@ -85,7 +85,7 @@ def test_step_on_random_shapes_in_float32(seed, monkeypatch):
 def test_no_coordinates_make_no_steps():
     rule = LSTMRule(3, 2)
     features, carry = drawn(rule, 1, 0, torch.float32)
-    step = kernels.step_function(rule, fresh_weights(rule), torch.float32, CPU)
+    step = plain.network_step(rule, fresh_weights(rule), torch.float32, CPU, "chunked")
     assert step(features[0], carry).shape == (1, 0)
 
 
@@ -98,7 +98,7 @@ def test_replay_differentiates_the_steps():
 
     def objective() -> float:
         own = {key: value.clone() for key, value in carry.items()}
-        step = kernels.step_function(rule, weights, torch.float64, CPU)
+        step = plain.network_step(rule, weights, torch.float64, CPU, "chunked")
         deltas = [rule.step(step(f, own), s) for f, s in zip(features, scale, strict=True)]
         return float((adjoint * torch.stack(deltas)).sum())
 

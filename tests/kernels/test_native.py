@@ -6,6 +6,7 @@ import subprocess
 import sys
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 
@@ -14,7 +15,12 @@ from stepsmith.rules import make_rule
 from stepsmith.rules.lstm import LSTMRule
 from stepsmith.testing import fresh_weights
 
-native = pytest.importorskip("stepsmith.kernels.native", reason="numba is not installed")
+pytest.importorskip("numba", reason="numba is not installed")
+
+from stepsmith.kernels.native import team, tiles
+from stepsmith.kernels.native.maths import jit, log
+from stepsmith.kernels.native.replay import BUFFER, replay_block
+from stepsmith.kernels.native.step import BLOCK
 
 CPU = torch.device("cpu")
 RULES = [LSTMRule(1, 1, "raw"), LSTMRule(8, 1), LSTMRule(5, 3, "adam", bias=False),
@@ -31,11 +37,34 @@ def drawn(rule: LSTMRule, steps: int, n: int):
     return features, carry
 
 
-def both(rule: LSTMRule, weights) -> list[kernels.StepFunction]:
-    return [
-        kernels.step_function(rule, weights, torch.float32, CPU, backend)
-        for backend in ("native", "reference")
-    ]
+class Roll:
+    """A rule's memory for some copies at different ages, and its steps by one backend."""
+
+    def __init__(self, rule: LSTMRule, backend: str, copies: int, n: int):
+        params = torch.zeros(copies, n)
+        self.carry = rule.init_carry(copies * n)
+        self.state = {
+            key: torch.arange(3.0, 3 + copies)[:, None] if key == "step" else value
+            for key, value in rule.init_state(params).items()
+        }
+        weights = fresh_weights(rule)
+        self.advance = kernels.advance_function(rule, weights, torch.float32, CPU, backend)
+
+    def __call__(self, grad: torch.Tensor) -> torch.Tensor:
+        return self.advance(grad, grad, self.state, self.carry)
+
+
+def gradients(steps: int, copies: int, n: int) -> torch.Tensor:
+    """Of many magnitudes; a third of them zero, and some coordinates never touched."""
+    generator = torch.Generator().manual_seed(n)
+    size = torch.randn(steps, copies, n, generator=generator)
+    size = size * 10 ** torch.randn(steps, copies, n, generator=generator)
+    kept = torch.rand(steps, copies, n, generator=generator) > 1 / 3
+    return size * kept * (torch.rand(copies, n, generator=generator) > 0.1)
+
+
+def assert_near(one: torch.Tensor, two: torch.Tensor) -> None:
+    torch.testing.assert_close(one, two, rtol=1e-5, atol=1e-5 * float(two.abs().max()) + 1e-30)
 
 
 @pytest.fixture
@@ -46,48 +75,117 @@ def two_threads():
     torch.set_num_threads(before)
 
 
-@pytest.mark.parametrize("n", [1, 31, 32, 33, 128, 129, 300])
-@pytest.mark.parametrize("rule", RULES, ids=lambda r: f"{r.hidden}x{r.layers}")
-def test_step(rule, n):
-    features, carry = drawn(rule, 4, n)
-    other = {k: v.clone() for k, v in carry.items()}
-    fast, slow = both(rule, fresh_weights(rule))
-    for feature_FN in features:
-        kept = feature_FN.clone()
-        torch.testing.assert_close(
-            fast(feature_FN, carry), slow(feature_FN, other), rtol=1e-5, atol=1e-6
-        )
-        torch.testing.assert_close(carry, other, rtol=1e-5, atol=1e-6)
-        assert torch.equal(feature_FN, kept)
+@pytest.mark.parametrize("frame", ["none", "hold", "momentum"])
+@pytest.mark.parametrize("inputs", ["raw", "log_sign", "adam", "joined"])
+@pytest.mark.parametrize(("copies", "n"), [(1, 1), (1, 300), (5, 33), (3, 128)])
+def test_a_hundred_steps(inputs, frame, copies, n):
+    rule = LSTMRule(4, 2, inputs, frame=frame)
+    fast, slow = Roll(rule, "native", copies, n), Roll(rule, "reference", copies, n)
+    grads = gradients(100, copies, n)
+    kept = grads.clone()
+    assert_near(*(torch.stack([roll(grad) for grad in grads]) for roll in (fast, slow)))
+    assert torch.equal(grads, kept)
+    for one, two in ((fast.state, slow.state), (fast.carry, slow.carry)):
+        assert one.keys() == two.keys()
+        for key in one:
+            assert_near(one[key], two[key])
 
 
-def test_step_on_a_slice_of_a_longer_carry():
+@pytest.mark.parametrize("seed", range(8))
+def test_random_rules_and_shapes(seed):
+    generator = torch.Generator().manual_seed(seed)
+
+    def draw(high: int) -> int:
+        return int(torch.randint(1, high, (), generator=generator))
+
+    rule = LSTMRule(draw(24), draw(4), ("raw", "log_sign", "adam", "joined")[seed % 4],
+                    ("tanh", "linear")[seed % 2], bias=seed % 3 > 0)  # fmt: skip
+    copies, n = draw(5), draw(200)
+    fast, slow = Roll(rule, "native", copies, n), Roll(rule, "reference", copies, n)
+    grads = gradients(100, copies, n)
+    assert_near(*(torch.stack([roll(grad) for grad in grads]) for roll in (fast, slow)))
+
+
+@pytest.mark.parametrize("odd", [0.0, 1e-38, 1e-30, 1e30, -1e38])
+@pytest.mark.parametrize("name", ["joined", "l2o_dm", "rnnprop"])
+def test_zero_tiny_and_huge_gradients(name, odd):
+    rule = make_rule(name)
+    fast, slow = Roll(rule, "native", 1, 40), Roll(rule, "reference", 1, 40)
+    grads = gradients(20, 1, 40)
+    grads[5] = odd
+    one, two = (torch.stack([roll(grad) for grad in grads]) for roll in (fast, slow))
+    assert one.isfinite().all()
+    assert_near(one, two)
+
+
+def test_a_step_on_a_slice_of_a_longer_carry():
     rule = LSTMRule(3, 2)
-    features, carry = drawn(rule, 1, 50)
-    before = {k: v.clone() for k, v in carry.items()}
-    fast, slow = both(rule, fresh_weights(rule))
-    span = slice(7, 40)
-    other = {k: v[:, span].clone() for k, v in carry.items()}
-    part = features[0][:, span]
-    torch.testing.assert_close(
-        fast(part, {k: v[:, span] for k, v in carry.items()}), slow(part, other)
-    )
-    for key, value in carry.items():
-        torch.testing.assert_close(value[:, span], other[key])
+    fast, slow = Roll(rule, "native", 1, 33), Roll(rule, "reference", 1, 33)
+    _, longer = drawn(rule, 1, 50)
+    before = {key: value.clone() for key, value in longer.items()}
+    slow.carry = {key: value[:, 7:40].clone() for key, value in longer.items()}
+    fast.carry = {key: value[:, 7:40] for key, value in longer.items()}
+    (grad,) = gradients(1, 1, 33)
+    assert_near(fast(grad), slow(grad))
+    for key, value in longer.items():
+        assert_near(value[:, 7:40], slow.carry[key])
         assert torch.equal(value[:, :7], before[key][:, :7])
         assert torch.equal(value[:, 40:], before[key][:, 40:])
 
 
-def test_step_is_the_same_for_any_number_of_threads(two_threads, monkeypatch):
-    monkeypatch.setattr(native, "PARALLEL", 1)
+@pytest.mark.parametrize("openmp", [True, False])
+def test_a_step_is_the_same_for_any_number_of_threads(two_threads, openmp, monkeypatch):
+    if not openmp:
+        monkeypatch.setattr(team, "_parallel", lambda: None)
     rule = LSTMRule(4, 2)
-    features, carry = drawn(rule, 1, 1000)
-    step = both(rule, fresh_weights(rule))[0]
-    one, two = ({k: v.clone() for k, v in carry.items()} for _ in range(2))
-    shared = step(features[0], one)
-    torch.set_num_threads(1)
-    assert torch.equal(shared, step(features[0], two))
-    assert all(torch.equal(one[key], two[key]) for key in one)
+    shared, alone = Roll(rule, "native", 3, 1000), Roll(rule, "native", 3, 1000)
+    for grad in gradients(5, 3, 1000):
+        torch.set_num_threads(2)
+        step = shared(grad)
+        torch.set_num_threads(1)
+        assert torch.equal(step, alone(grad))
+    assert all(torch.equal(shared.carry[key], alone.carry[key]) for key in alone.carry)
+
+
+def test_every_thread_takes_part(two_threads):
+    import os
+
+    from numba import carray
+
+    from stepsmith.kernels.native.maths import entry, integers, next_piece
+
+    if team._parallel() is None or (os.cpu_count() or 1) < 2:
+        pytest.skip("needs torch's OpenMP library and two cores")
+
+    def make(stamp):
+        def wait_for_two(raw):
+            if stamp:
+                counter = carray(raw, (1,), np.int64)
+                next_piece(counter.ctypes.data)
+                for _ in range(2_000_000_000):
+                    if carray(integers(counter.ctypes.data), (1,))[0] >= 2:
+                        return
+
+        return wait_for_two
+
+    counter = np.zeros(1, np.int64)
+    team.run(entry(make), counter, 2)
+    assert counter[0] == 2
+
+
+def test_the_logarithm():
+    @jit
+    def logs(x, out):
+        for i in range(len(x)):
+            out[i] = log(x[i])
+
+    x = np.concatenate([np.logspace(-37, 38, 5001), np.linspace(0.5, 2, 5001)]).astype(np.float32)
+    out = np.empty_like(x)
+    logs(x, out)
+    exact = np.log(x.astype(np.float64))
+    assert np.max(np.abs(out - exact) / np.maximum(np.abs(exact), 1e-3)) < 1e-6
+    logs(np.full(1, np.nan, np.float32), out)
+    assert np.isnan(out[0])
 
 
 @pytest.mark.parametrize("output", ["tanh", "linear"])
@@ -125,14 +223,15 @@ def test_replay_of_windows_short_and_long(steps):
 
 
 def test_a_replay_keeps_to_its_buffer():
-    padded = (28, 40)
-    numbers = sum(rows + 6 * 20 for rows in padded)
-    widths = [native._replay_block(steps, 20, padded) for steps in (1, 20, 100, 200, 400)]
-    assert widths[0] == native.BLOCK
+    rule = make_rule("l2o_dm")
+    numbers = 24 + 40 + 2 * 6 * 20
+    lengths = (1, 20, 100, 200, 400)
+    widths = [replay_block(rule, steps) for steps in lengths]
+    assert widths[0] == BLOCK
     assert sorted(widths, reverse=True) == widths
-    for steps, width in zip((1, 20, 100, 200, 400), widths, strict=True):
-        assert width % native.TILE == 0
-        assert width == native.TILE or 4 * steps * numbers * width <= native.REPLAY_BUFFER
+    for steps, width in zip(lengths, widths, strict=True):
+        assert width % tiles.TILE == 0
+        assert width == tiles.TILE or 4 * steps * numbers * width <= BUFFER
 
 
 def test_replay_is_the_same_for_any_number_of_threads(two_threads):
@@ -145,15 +244,15 @@ def test_replay_is_the_same_for_any_number_of_threads(two_threads):
     assert all(torch.equal(shared[key], alone[key]) for key in alone)
 
 
-def test_nan_stays_with_its_coordinate():
-    rule = LSTMRule(3, 2)
-    features, carry = drawn(rule, 1, 40)
-    features[0][:, 11] = float("nan")
-    output = both(rule, fresh_weights(rule))[0](features[0], carry)[0]
+@pytest.mark.parametrize("name", ["joined", "l2o_dm", "rnnprop"])
+def test_nan_stays_with_its_coordinate(name):
+    roll = Roll(make_rule(name), "native", 1, 40)
+    (grad,) = gradients(1, 1, 40)
+    grad[0, 11] = float("nan")
+    step = roll(grad)[0]
     bad = torch.arange(40) == 11
-    assert output[bad].isnan().all()
-    assert output[~bad].isfinite().all()
-    assert carry["c1"][:, bad].isnan().all()
+    assert step[bad].isnan().all()
+    assert step[~bad].isfinite().all()
 
 
 def test_nan_of_an_earlier_replay_is_forgotten():
@@ -179,8 +278,9 @@ def test_saturated_gates_are_exact_and_have_no_gradient():
     features, carry = torch.full((1, 1, 4), 1e30), rule.init_carry(4)
     gradients = kernels.replay(rule, weights, features, carry, torch.ones(1, 4), None, "native")
     assert not gradients["lstm0.weight"].any()
-    step = both(rule, weights)[0]
-    step(-features[0], carry)
+    step = kernels.advance_function(rule, weights, torch.float32, CPU, "native")
+    state = {"step": torch.zeros(1, 1)}
+    step(torch.full((1, 4), -1e30), torch.zeros(1, 4), state, carry)
     assert not carry["h0"].any()
 
 
@@ -216,5 +316,5 @@ except ValueError as error:
     assert done.stdout.splitlines() == [
         "chunked", "chunked", "backend 'native' needs numba: pip install 'stepsmith[fast]'"
     ]  # fmt: skip
-    assert done.stderr.count("numba is not installed") == 1
+    assert done.stderr.count("numba cannot be used") == 1
     assert len(done.stderr.splitlines()) == 1

@@ -86,11 +86,11 @@ def test_joining_parameters_changes_nothing(name):
 
 
 def test_blocks_change_nothing(monkeypatch):
-    from stepsmith.optim import buckets
+    from stepsmith.kernels import plain
 
     results = []
-    for block in (buckets.BLOCK, 5):
-        monkeypatch.setattr(buckets, "BLOCK", block)
+    for block in (plain.BLOCK, 5):
+        monkeypatch.setattr(plain, "BLOCK", block)
         params = parameters(torch.float64)
         run(LearnedOptimizer(params, trained()), params, range(4))
         results.append(params)

@@ -245,9 +245,9 @@ def test_an_unregistered_rule_cannot_be_rebuilt():
 
 
 def test_a_wrong_kernel_is_caught(monkeypatch):
-    rule = make_rule("joined")
     from stepsmith.kernels import lstm
 
+    rule = make_rule("joined")
     right = lstm.step_
     monkeypatch.setattr(lstm, "step_", lambda *args: right(*args) * 1.001)
     with pytest.raises(AssertionError, match="leaves the reference"):

@@ -1,28 +1,29 @@
-"""How a rule's network is run: the reference, or a fused form that mirrors it.
+"""How a rule's steps are made and replayed: by the reference, or by a fused form that mirrors it.
 
 A backend is an explicit choice, never a side effect of an import:
 
-- `"reference"`: the rule's own `network`, for every rule;
-- `"chunked"`: PyTorch operations over chunks that stay in the cache, for the LSTM rules;
-- `"native"`: the LSTM rules compiled for the CPU by numba, in float32;
+- `"reference"`: the rule's own functions, for every rule;
+- `"chunked"`: the LSTM rules' network by PyTorch operations over chunks that stay in the cache;
+- `"native"`: the LSTM rules, features and all, compiled for the CPU by numba, in float32;
 - `"auto"`: the fastest of these that has a form of the rule for the dtype and device at hand.
 
-Shape letters: N = coordinates, S = sampled coordinates, T = steps, F = features, O = outputs.
+Shape letters: C = copies, N = coordinates of one copy, S = sampled coordinates, T = steps, F =
+features, K = channels of one carried tensor.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
-from functools import cache, partial
+from functools import cache
 from types import ModuleType
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from stepsmith.kernels import lstm
+from stepsmith.kernels import lstm, plain
 from stepsmith.names import unknown
-from stepsmith.rules.base import Carry, Rule, Weights
+from stepsmith.rules.base import Carry, Rule, State, Weights
 from stepsmith.rules.lstm import LSTMRule
 
 BACKENDS = ("auto", "reference", "chunked", "native")
@@ -31,8 +32,24 @@ REPLAY_WIDTH = 1024
 """Coordinates replayed at once by PyTorch: enough to drown the overhead of single operations, few
 enough that the backward pass finds what the forward pass wrote still in the cache."""
 
-StepFunction = Callable[[Tensor, Carry], Tensor]
-"""(F, N) features and the carry, which is updated in place, to (O, N) output."""
+
+class Advance(Protocol):
+    """One step of a rule that couples no coordinates, for all coordinates of some copies."""
+
+    def __call__(self, grad_CN: Tensor, param_CN: Tensor, state: State, carry: Carry) -> Tensor:
+        """Move the rule's memory on by one gradient.
+
+        Args:
+            grad_CN: (C, N) gradients.
+            param_CN: (C, N) parameters; anything of that shape where the rule does not read them.
+            state: overwritten: (C, N) statistics, and (C, 1) numbers for `Rule.per_tensor`.
+            carry: overwritten: (K, C * N) tensors, coordinates contiguous.
+
+        Returns:
+            (C, N) steps, not yet applied.
+        """
+        ...
+
 
 _log = logging.getLogger("stepsmith")
 
@@ -47,10 +64,11 @@ def _native() -> ModuleType | None:
     """The compiled kernels, or None where numba is missing or unusable."""
     try:
         from stepsmith.kernels import native
-    except ImportError:
+    except ImportError as error:
+        # Missing, or one that does not fit the installed numpy.
         _log.warning(
-            "numba is not installed: rules run by PyTorch operations, two to four times slower on "
-            "a CPU; pip install 'stepsmith[fast]'"
+            f"numba cannot be used ({str(error).splitlines()[0]}): rules run by PyTorch "
+            "operations, two to five times slower on a CPU; pip install 'stepsmith[fast]'"
         )
         return None
     return native
@@ -112,18 +130,17 @@ def require_form(rule: Rule, backend: str) -> None:
 
 
 def _has_fused_form(rule: Rule) -> bool:
-    """Whether this is an LSTM rule whose network and step are the ones the fused forms mirror."""
-    return (
-        isinstance(rule, LSTMRule)
-        and type(rule).network is LSTMRule.network
-        and type(rule).step is LSTMRule.step
+    """Whether this is an LSTM rule whose parts are the ones that the fused forms mirror."""
+    return isinstance(rule, LSTMRule) and all(
+        getattr(type(rule), part) is getattr(LSTMRule, part)
+        for part in ("features", "network", "step", "init_state", "init_carry")
     )
 
 
-def step_function(
+def advance_function(
     rule: Rule, weights: Weights, dtype: torch.dtype, device: torch.device, backend: str = "auto"
-) -> StepFunction:
-    """One step of the rule's network, without gradients.
+) -> Advance:
+    """The step of a rule that couples no coordinates.
 
     Args:
         rule: the rule.
@@ -139,20 +156,42 @@ def step_function(
     if picked == "native":
         native = _native()
         assert native is not None
-        return partial(native.step_, native.pack(rule, weights))
-    if picked == "chunked":
-        assert isinstance(rule, LSTMRule)
-        return partial(lstm.step_, rule, lstm.pack(rule, weights, dtype, device))
-    cast = {key: value.detach().to(device=device, dtype=dtype) for key, value in weights.items()}
+        return native.NativeAdvance(rule, weights)
+    return plain.PlainAdvance(rule, plain.network_step(rule, weights, dtype, device, picked))
 
-    @torch.no_grad()
-    def reference(features_FN: Tensor, carry: Carry) -> Tensor:
-        output_ON, new = rule.network(cast, features_FN, carry)
-        for key, value in new.items():
-            carry[key].copy_(value)
-        return output_ON
 
-    return reference
+def network_function(
+    rule: Rule, weights: Weights, dtype: torch.dtype, device: torch.device, backend: str = "auto"
+) -> plain.NetworkStep:
+    """The network's step alone, for rules that couple coordinates; arguments as
+    `advance_function`."""
+    picked = resolve(rule, backend, dtype, device)
+    return plain.network_step(rule, weights, dtype, device, picked)
+
+
+def sample_features(
+    rule: Rule, grads_TCS: Tensor, params_TCS: Tensor, state: State, backend: str = "auto"
+) -> tuple[Tensor, Tensor | None]:
+    """Features of a sequence of gradients of a rule that couples no coordinates.
+
+    Args:
+        rule: the rule.
+        grads_TCS: (T, C, S) gradients of S sampled coordinates of each copy.
+        params_TCS: the parameters; anything of that shape where the rule does not read them.
+        state: before the first gradient: (C, S) statistics, and (C, 1) numbers; not written to.
+        backend: one of `BACKENDS`.
+
+    Returns:
+        (T, F, C * S) features, and (T, C * S) scales as `Rule.features` returns them, or None.
+
+    Raises:
+        ValueError: as `resolve`.
+    """
+    if resolve(rule, backend, grads_TCS.dtype, grads_TCS.device) == "native":
+        native = _native()
+        assert native is not None
+        return native.sample_features(rule, grads_TCS, state)
+    return plain.sample_features(rule, grads_TCS, params_TCS, state)
 
 
 def replay(

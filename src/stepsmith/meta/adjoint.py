@@ -8,11 +8,10 @@ the parameters theta_t depend on the rule's weights phi only through the sum of 
     dJ/dphi   = lr sum_s <lambda_s, du_s/dphi>
     lambda_s  = w_s+1 g_s+1 + discount (1 - d) lambda_s+1
 
-Roll forward with no graph, keeping features and gradients of a sample of coordinates; form lambda
-by suffix sums; replay the network on the sample and
-back-propagate through it. With every coordinate sampled this
-equals back-propagation through the whole unrolled graph without second derivatives; otherwise it is
-an unbiased estimate of it.
+Roll forward with no graph, keeping the gradients of a sample of coordinates; form lambda by suffix
+sums; replay the network on the sample and back-propagate through it. With every coordinate sampled
+this equals back-propagation through the whole unrolled graph without second derivatives; otherwise
+it is an unbiased estimate of it.
 
 Shape letters: T = steps of the window, C = copies, P = parameters of one optimizee, S = sampled
 coordinates (of all C * P), F = features.
@@ -28,7 +27,7 @@ from torch import Tensor
 
 from stepsmith import kernels
 from stepsmith.meta.losses import meta_loss
-from stepsmith.rules.base import Weights
+from stepsmith.rules.base import State, Weights
 from stepsmith.unroll import Copies, Layout, RuleStepper, Start, roll
 from stepsmith.unroll.steppers import coupled_spans
 
@@ -173,43 +172,65 @@ def adjoint_window(
 class _Record:
     """A stepper that keeps what the replay needs, at the sampled coordinates.
 
+    Of a rule that couples no coordinates, gradients and the state at the window's start are
+    enough: features follow from them. Of any other, the features themselves.
+
     Attributes:
         grads_TS: (T + 1, S); the last row is the final gradient, where it is judged.
-        features_TFS: (T, F, S).
-        scale_TS: (T, S), or None where the rule has no scale.
     """
 
     def __init__(self, stepper: RuleStepper, copies: Copies, index_S: Tensor, steps: int):
-        self._stepper = stepper
+        self._stepper, self._index, self._steps = stepper, index_S, steps
         self._whole = len(index_S) == copies.theta.numel()
-        self._index = index_S
-        self._places = index_S.cpu()
+        self._copies = len(copies)
         self._step = 0
-        self._steps = steps
         self.grads_TS = copies.theta.new_zeros(steps + 1, len(index_S))
-        self.features_TFS = copies.theta.new_empty(0)
-        self.scale_TS: Tensor | None = None
+        self._params_TS = self.grads_TS[:-1]
+        if stepper.rule.reads_param and stepper.uncoupled:
+            self._params_TS = copies.theta.new_empty(steps, len(index_S))
+        self._state: State = {}
+        if stepper.uncoupled:
+            self._state = {
+                key: value.clone()
+                if key in stepper.rule.per_tensor
+                else self._sampled(value).view(self._copies, -1)
+                for key, value in stepper.state.items()
+            }
+        self._features: list[Tensor] = []
+        self._scales: list[Tensor] = []
+
+    def _sampled(self, value_CP: Tensor) -> Tensor:
+        flat = value_CP.reshape(-1)
+        return flat.clone() if self._whole else flat.index_select(0, self._index)
 
     def keep(self, start: Start) -> None:
         """Keep the gradient before a step."""
-        grad = start.grad_CP.reshape(-1)
-        self.grads_TS[start.step] = grad if self._whole else grad.index_select(0, self._index)
+        self.grads_TS[start.step] = self._sampled(start.grad_CP)
 
-    def _keep_features(self, span: slice, features: Tensor, scale: Tensor | None) -> None:
-        if not len(self.features_TFS):
-            rows = (self._steps, len(features), len(self._index))
-            self.features_TFS = features.new_empty(rows)
-            self.scale_TS = None if scale is None else scale.new_empty(rows[0], rows[2])
-        low, high = torch.searchsorted(self._places, torch.tensor([span.start, span.stop])).tolist()
-        own = self._index[low:high] - span.start
-        # index_select walks one contiguous row at a time; fancy indexing is several times slower.
-        self.features_TFS[self._step, :, low:high] = features.index_select(1, own)
-        if scale is not None and self.scale_TS is not None:
-            self.scale_TS[self._step, low:high] = scale.index_select(0, own)
+    def _keep_features(self, features_FN: Tensor, scale_N: Tensor | None) -> None:
+        self._features.append(features_FN.index_select(1, self._index))
+        if scale_N is not None:
+            self._scales.append(scale_N.index_select(0, self._index))
 
     def __call__(self, theta_CP: Tensor, grad_CP: Tensor) -> None:
+        if self._params_TS.data_ptr() != self.grads_TS.data_ptr():
+            self._params_TS[self._step] = self._sampled(theta_CP)
         self._stepper(theta_CP, grad_CP, self._keep_features)
         self._step += 1
+
+    def features(self) -> tuple[Tensor, Tensor | None]:
+        """(T, F, S) features, and (T, S) scales or None where the rule has none."""
+        stepper = self._stepper
+        if not stepper.uncoupled:
+            scales = torch.stack(self._scales) if self._scales else None
+            return torch.stack(self._features), scales
+        grads_TCS, params_TCS = (
+            value.view(self._steps, self._copies, -1)
+            for value in (self.grads_TS[:-1], self._params_TS)
+        )
+        return kernels.sample_features(
+            stepper.rule, grads_TCS, params_TCS, self._state, stepper.backend
+        )
 
 
 def _finite_by_copy(lambda_TS: Tensor, owner_S: Tensor, copies: int) -> Tensor:
@@ -228,7 +249,7 @@ def _replay(
 ) -> dict[str, Tensor]:
     """Back-propagate sum <lambda, u> through the network on the sampled coordinates."""
     rule, layout = stepper.rule, stepper.layout
-    features_TFS, scale_TS = record.features_TFS, record.scale_TS
+    features_TFS, scale_TS = record.features()
     if not bool(alive_S.all()):
         features_TFS = torch.where(alive_S, features_TFS, 0.0)
         scale_TS = None if scale_TS is None else torch.where(alive_S, scale_TS, 0.0)

@@ -17,11 +17,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from stepsmith.kernels import StepFunction
-from stepsmith.rules.base import Carry, Rule, State, statistics_dtype
-
-BLOCK = 1 << 16
-"""Coordinates handled at once on a CPU, so that temporaries stay small and in the cache."""
+from stepsmith import kernels
+from stepsmith.kernels.plain import NetworkStep
+from stepsmith.rules.base import Carry, Rule, State, Weights, statistics_dtype
 
 
 @dataclass
@@ -52,6 +50,8 @@ class Bucket:
         self.members: list[Member] = []
         self.state: State = {}
         self.carry: Carry = {}
+        self._advance: kernels.Advance | None = None
+        self._network: NetworkStep | None = None
         states, carries, end = [], [], 0
         for param, entry in zip(params, entries, strict=True):
             state, carry = self._of(param, entry)
@@ -119,35 +119,44 @@ class Bucket:
             yield run
 
     @torch.no_grad()
-    def step(self, run: list[Member], network: StepFunction, grad_n: Tensor) -> Tensor:
+    def step(self, run: list[Member], weights: Weights, backend: str, grad_n: Tensor) -> Tensor:
         """Advance a run by one gradient; returns the step (n,), not yet applied.
 
         Args:
             run: from `runs`.
-            network: the rule's network.
+            weights: the rule's, the same at every call.
+            backend: that makes the step.
             grad_n: the members' gradients, flat and joined, in the statistics' dtype.
         """
-        offset, total = run[0].span.start, len(grad_n)
-        whole = self.rule.coupling != "none" or self.device.type != "cpu"
-        block = total if whole else BLOCK
-        shape = tuple(run[0].param.shape) if len(run) == 1 else (total,)
-        per_tensor = {key: run[0].state[key] for key in self.rule.per_tensor}
+        rule, end = self.rule, run[0].span.start + len(grad_n)
+        span = slice(run[0].span.start, end)
         param_n = grad_n
-        if self.rule.reads_param:
+        if rule.reads_param:
             param_n = torch.cat([m.param.detach().reshape(-1).to(self.dtype) for m in run])
-        delta_n = torch.empty_like(grad_n)
-        new: State = {}
-        for start in range(0, total, block):
-            part = slice(start, min(start + block, total))
-            span = slice(offset + part.start, offset + part.stop)
-            state = {key: value[span] for key, value in self.state.items()} | per_tensor
-            features, scale, new = self.rule.features(grad_n[part], param_n[part], state, shape)
-            for key, value in self.state.items():
-                value[span] = new[key]
-            carry = {key: value[:, span] for key, value in self.carry.items()}
-            delta_n[part] = self.rule.step(network(features, carry), scale)
+        carry = {key: value[:, span] for key, value in self.carry.items()}
+        own = {key: value[span] for key, value in self.state.items()}
+        one = {key: run[0].state[key].clone() for key in rule.per_tensor}
+        if rule.coupling == "none":
+            if self._advance is None:
+                self._advance = kernels.advance_function(
+                    rule, weights, self.dtype, self.device, backend
+                )
+            state = {key: value[None] for key, value in own.items()}
+            state |= {key: value.view(1, 1) for key, value in one.items()}
+            delta_n = self._advance(grad_n[None], param_n[None], state, carry)[0]
+        else:
+            if self._network is None:
+                self._network = kernels.network_function(
+                    rule, weights, self.dtype, self.device, backend
+                )
+            shape = tuple(run[0].param.shape)
+            features, scale, new = rule.features(grad_n, param_n, own | one, shape)
+            for key, value in own.items():
+                value.copy_(new[key])
+            one = {key: new[key] for key in one}
+            delta_n = rule.step(self._network(features, carry), scale)
         for member in run:
             member.steps += 1
-            for key in self.rule.per_tensor:
-                member.state[key] = new[key].clone()
+            for key, value in one.items():
+                member.state[key] = value.clone()
         return delta_n

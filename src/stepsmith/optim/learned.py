@@ -13,7 +13,6 @@ from torch import Tensor
 
 from stepsmith import kernels
 from stepsmith.hub import TrainedRule, as_trained
-from stepsmith.kernels import StepFunction
 from stepsmith.optim.buckets import Bucket, Member
 from stepsmith.rules.base import Rule, require_choice, statistics_dtype
 
@@ -79,7 +78,6 @@ class LearnedOptimizer(torch.optim.Optimizer):
     def _forget(self) -> None:
         """Drop everything derived from `state`."""
         self._buckets: list[list[Bucket]] = []
-        self._networks: dict[tuple[torch.device, torch.dtype], StepFunction] = {}
 
     def __getstate__(self) -> dict[str, Any]:
         # Optimizer keeps only defaults, state and groups when it is copied or pickled.
@@ -188,7 +186,7 @@ class LearnedOptimizer(torch.optim.Optimizer):
         for group, bucket, run, grad_n in work:
             if group["maximize"]:
                 grad_n = grad_n.neg()
-            delta_n = bucket.step(run, self._network(bucket), grad_n)
+            delta_n = bucket.step(run, self.trained.weights, self.backend, grad_n)
             self._apply(group, run, delta_n)
             self._check_horizon(run[0].steps)
         return loss
@@ -211,14 +209,6 @@ class LearnedOptimizer(torch.optim.Optimizer):
         if decay:
             torch._foreach_mul_(params, 1 - lr * decay)  # pyright: ignore[reportPrivateImportUsage]
         torch._foreach_add_(params, deltas, alpha=lr)  # pyright: ignore[reportPrivateImportUsage]
-
-    def _network(self, bucket: Bucket) -> StepFunction:
-        key = (bucket.device, bucket.dtype)
-        if key not in self._networks:
-            self._networks[key] = kernels.step_function(
-                self.trained.rule, self.trained.weights, bucket.dtype, bucket.device, self.backend
-            )
-        return self._networks[key]
 
     def _sync_buckets(self) -> None:
         """Make buckets for new parameters; rebuild those whose state was replaced."""

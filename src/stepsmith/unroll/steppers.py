@@ -6,7 +6,7 @@ K = channels of one carried tensor.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from typing import Protocol
 
 import torch
@@ -16,11 +16,8 @@ from stepsmith import kernels
 from stepsmith.rules.base import Rule, State, Weights
 from stepsmith.unroll.copies import Layout
 
-BLOCK = 1 << 16
-"""Coordinates handled at once on a CPU, so that temporaries stay small and in the cache."""
-
-Keep = Callable[[slice, Tensor, Tensor | None], None]
-"""Sees a span of the C * P coordinates, its features (F, N) and its scale (N,) or None."""
+Keep = Callable[[Tensor, Tensor | None], None]
+"""Sees the features (F, N) of all N = C * P coordinates and their scale (N,) or None."""
 
 MakeOptimizer = Callable[[Iterable[Tensor]], torch.optim.Optimizer]
 
@@ -71,13 +68,20 @@ class RuleStepper:
 
     def load(self, weights: Weights, theta_CP: Tensor) -> None:
         """Step by these weights from now on."""
-        self._network = kernels.step_function(
-            self.rule, weights, theta_CP.dtype, theta_CP.device, self.backend
-        )
+        given = (self.rule, weights, theta_CP.dtype, theta_CP.device, self.backend)
+        if self.uncoupled:
+            self._advance = kernels.advance_function(*given)
+        else:
+            self._network = kernels.network_function(*given)
+
+    @property
+    def uncoupled(self) -> bool:
+        """Whether the rule treats every coordinate alone."""
+        return self.rule.coupling == "none"
 
     def _fresh_state(self, theta_CP: Tensor) -> State:
         copies = len(theta_CP)
-        if self.rule.coupling == "none":
+        if self.uncoupled:
             one = self.rule.init_state(theta_CP)
             return {
                 key: value.repeat(copies, 1) if key in self.rule.per_tensor else value
@@ -104,55 +108,29 @@ class RuleStepper:
 
     @torch.no_grad()
     def __call__(self, theta_CP: Tensor, grad_CP: Tensor, keep: Keep | None = None) -> None:
-        """One step; `keep` sees the features and scales of each span on the way."""
-        delta = torch.empty_like(theta_CP).view(-1)
-        for span, features, scale in self._features(theta_CP, grad_CP):
-            if keep is not None:
-                keep(span, features, scale)
-            for part in self._whole(span):
-                own = slice(part.start - span.start, part.stop - span.start)
-                carry = {key: value[:, part] for key, value in self.carry.items()}
-                output = self._network(features[:, own], carry)
-                delta[part] = self.rule.step(output, None if scale is None else scale[own])
+        """One step; `keep` sees the features and scales of a rule that couples coordinates."""
+        if self.uncoupled:
+            delta_CP = self._advance(grad_CP, theta_CP, self.state, self.carry)
+        else:
+            delta_CP = self._coupled(theta_CP, grad_CP, keep)
         if self.weight_decay:
             theta_CP.mul_(1 - self.lr * self.weight_decay)
-        theta_CP.add_(delta.view_as(theta_CP), alpha=self.lr)
+        theta_CP.add_(delta_CP, alpha=self.lr)
 
-    def _whole(self, span: slice) -> list[slice]:
-        """What the network must see at once."""
-        if self.rule.coupling != "network":
-            return [span]
-        return coupled_spans(self.layout, (span.stop - span.start) // self.layout.total)
-
-    def _features(
-        self, theta_CP: Tensor, grad_CP: Tensor
-    ) -> Iterator[tuple[slice, Tensor, Tensor | None]]:
-        """Spans of the C * P coordinates with features (F, N) and scale (N,) or None, in order;
-        the statistics move on."""
-        if self.rule.coupling != "none":
-            features_FCP, scale_CP = self._features_by_tensor(theta_CP, grad_CP)
-            scale = None if scale_CP is None else scale_CP.reshape(-1)
-            yield slice(0, theta_CP.numel()), features_FCP.flatten(1), scale
-            return
-        copies, size = theta_CP.shape
-        block = BLOCK if theta_CP.device.type == "cpu" else max(theta_CP.numel(), 1)
-        high, wide = max(1, block // max(size, 1)), max(1, min(size, block))
-        for top in range(0, copies, high):
-            rows = slice(top, min(top + high, copies))
-            before = {key: self.state[key][rows] for key in self.rule.per_tensor}
-            after: State = {}
-            for left in range(0, max(size, 1), wide):
-                part = (rows, slice(left, min(left + wide, size)))
-                own = {key: self.state[key][part] for key in self.state if key not in before}
-                grad, theta = grad_CP[part], theta_CP[part]
-                features, scale, after = self.rule.features(grad, theta, own | before, (size,))
-                for key in own:
-                    self.state[key][part] = after[key]
-                start = top * size + left
-                span = slice(start, start + grad.numel())
-                yield span, features.flatten(1), None if scale is None else scale.reshape(-1)
-            for key in before:
-                self.state[key][rows] = after[key]
+    def _coupled(self, theta_CP: Tensor, grad_CP: Tensor, keep: Keep | None) -> Tensor:
+        features_FCP, scale_CP = self._features_by_tensor(theta_CP, grad_CP)
+        features_FN = features_FCP.flatten(1)
+        scale_N = None if scale_CP is None else scale_CP.reshape(-1)
+        if keep is not None:
+            keep(features_FN, scale_N)
+        delta_N = torch.empty_like(features_FN[0])
+        whole = [slice(0, len(delta_N))]
+        spans = coupled_spans(self.layout, len(theta_CP))
+        for span in spans if self.rule.coupling == "network" else whole:
+            carry = {key: value[:, span] for key, value in self.carry.items()}
+            output = self._network(features_FN[:, span], carry)
+            delta_N[span] = self.rule.step(output, None if scale_N is None else scale_N[span])
+        return delta_N.view_as(theta_CP)
 
     def _features_by_tensor(
         self, theta_CP: Tensor, grad_CP: Tensor

@@ -2,8 +2,8 @@
 
 A compiler does not keep a tile of results in registers over a loop it did not write, and a product
 bound by loads and stores runs at a third of the speed. Both tiles are therefore written in LLVM's
-own terms, on vectors of eight numbers; LLVM maps those to whatever the machine has. Eight vectors
-of results and six of operands fit the sixteen registers of x86.
+own terms, on vectors as long as the machine's. Eight vectors of results and six of operands fit the
+sixteen registers of x86.
 
 Shape letters: G = outputs or gates, K = inputs, W = room for coordinates in a row.
 """
@@ -14,17 +14,17 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from llvmlite import ir
-from numba import njit, types
+from llvmlite import binding, ir
+from numba import types
 from numba.extending import intrinsic
 
-TILE = 32
+from stepsmith.kernels.native.maths import jit
+
+_LANES = 16 if binding.get_host_cpu_features().get("avx512f") else 8
+
+TILE = 4 * _LANES
 """Coordinates of a tile: arrays passed here have room for a multiple of this many."""
 
-FLAGS = {"contract", "reassoc", "nsz", "arcp"}
-"""Fast mathematics, but nan stays nan and infinity infinity."""
-
-_LANES = 8
 _FLOAT, _INT, _INDEX = ir.FloatType(), ir.IntType(64), ir.IntType(32)
 _VECTOR = ir.VectorType(_FLOAT, _LANES)
 _FUSE = ("contract",)  # a multiplication and an addition may become one instruction
@@ -49,27 +49,28 @@ class _Emitter:
         return self.builder.load(self.builder.inttoptr(address, _FLOAT.as_pointer()))
 
     def vector(self, address: Any) -> Any:
-        """Load eight numbers."""
+        """Load a vector."""
         loaded = self.builder.load(self.builder.inttoptr(address, _VECTOR.as_pointer()))
         loaded.align = 4
         return loaded
 
     def store(self, value: Any, address: Any, kind: Any = _VECTOR) -> None:
-        """Store eight numbers, or one."""
+        """Store a vector, or one number."""
         stored = self.builder.store(value, self.builder.inttoptr(address, kind.as_pointer()))
         stored.align = 4
 
     def spread(self, number: Any) -> Any:
-        """Eight times the same number."""
+        """A vector of the same number."""
         undefined = ir.Constant(_VECTOR, ir.Undefined)
         first = self.builder.insert_element(undefined, number, _INDEX(0))
         lanes = ir.Constant(ir.VectorType(_INDEX, _LANES), [0] * _LANES)
         return self.builder.shuffle_vector(first, undefined, lanes)
 
     def total(self, vector: Any) -> Any:
-        """The sum of eight numbers, halves first."""
+        """The sum of a vector, halves first."""
         undefined = ir.Constant(_VECTOR, ir.Undefined)
-        for half in (4, 2, 1):
+        half = _LANES
+        while half := half // 2:
             lanes = [(lane + half) % _LANES for lane in range(_LANES)]
             moved = self.builder.shuffle_vector(
                 vector, undefined, ir.Constant(ir.VectorType(_INDEX, _LANES), lanes)
@@ -103,7 +104,7 @@ class _Emitter:
 
 @intrinsic
 def _affine_tile(typing, weight, bias, rows, out, count, weight_apart, rows_apart, out_apart):
-    """out[:2, :32] = bias[:2] + weight[:2, :count] @ rows[:count, :32]; addresses and strides."""
+    """out[:2, :W] = bias[:2] + weight[:2, :count] @ rows[:count, :W], W = TILE; by addresses."""
 
     def generate(context, builder, signature, arguments):
         weight, bias, rows, out, count, weight_apart, rows_apart, out_apart = arguments
@@ -135,7 +136,7 @@ def _affine_tile(typing, weight, bias, rows, out, count, weight_apart, rows_apar
 
 @intrinsic
 def _sums_tile(typing, deltas, rows, sums, vectors, deltas_apart, rows_apart, sums_apart):
-    """sums[:2, :4] += deltas[:2] @ rows[:4]^T over 8 * `vectors` coordinates."""
+    """sums[:2, :4] += deltas[:2] @ rows[:4]^T over `vectors` vectors of coordinates."""
 
     def generate(context, builder, signature, arguments):
         deltas, rows, sums, vectors, deltas_apart, rows_apart, sums_apart = arguments
@@ -165,7 +166,7 @@ def _sums_tile(typing, deltas, rows, sums, vectors, deltas_apart, rows_apart, su
     return types.void(*[types.int64] * 7), generate
 
 
-@njit(nogil=True, error_model="numpy", fastmath=FLAGS)
+@jit
 def affine(weight, bias, rows, out, n):
     """out[:, :n] = bias[:, None] + weight @ rows[:, :n], and what follows n up to a whole tile.
 
@@ -187,9 +188,9 @@ def affine(weight, bias, rows, out, n):
             )  # fmt: skip
 
 
-@njit(nogil=True, error_model="numpy", fastmath=FLAGS)
+@jit
 def add_products(deltas, rows, sums, n):
-    """sums += deltas[:, :m] @ rows[:, :m]^T, m being n rounded up to a multiple of 8.
+    """sums += deltas[:, :m] @ rows[:, :m]^T, m being n rounded up to whole vectors.
 
     Args:
         deltas: (G, W) contiguous, G even, zero from n to m.

@@ -1,0 +1,73 @@
+"""Running one compiled function on all of torch's threads.
+
+A pool of our own would compete with torch's: OpenMP's threads spin for a while after each parallel
+region, waiting for the next. The function therefore runs on that very team, where the OpenMP
+library that torch is linked with can be asked; on a pool of Python threads elsewhere.
+
+The function takes the address of a record of arguments and shares work out by itself: it takes the
+next piece from a counter in the record (`maths.next_piece`) until none is left, whoever else does
+the same.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import torch
+
+
+@cache
+def _parallel() -> Callable[..., None] | None:
+    """`GOMP_parallel` of the OpenMP library torch is linked with, or None.
+
+    GNU's, LLVM's and Intel's libraries all export it on Linux, since compiled code calls it.
+    """
+    try:
+        library = ctypes.CDLL(str(Path(torch.__file__).parent / "lib" / "libtorch_cpu.so"))
+        parallel = library.GOMP_parallel
+    except (OSError, AttributeError):
+        return None
+    parallel.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint]
+    parallel.restype = None
+    return parallel
+
+
+@cache
+def _pool(threads: int) -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(threads, "stepsmith-native")
+
+
+def run(function: int, arguments: np.ndarray, pieces: int) -> None:
+    """Call a compiled function on as many of torch's threads as there is work for.
+
+    Args:
+        function: its address; it takes one pointer, touches no Python object and shares out work
+            by the record's counter.
+        arguments: the record, an array of one.
+        pieces: how many pieces of work there are.
+    """
+    address = arguments.ctypes.data
+    threads = min(torch.get_num_threads(), pieces)
+    if threads <= 1:
+        _callable(function)(address)
+        return
+    parallel = _parallel()
+    if parallel is not None:
+        parallel(function, address, threads, 0)
+        return
+    call = _callable(function)
+    others = [_pool(threads - 1).submit(call, address) for _ in range(threads - 1)]
+    call(address)
+    for other in others:
+        other.result()
+
+
+@cache
+def _callable(function: int) -> Callable[[int], None]:
+    # A ctypes call lets other Python threads run meanwhile.
+    return ctypes.CFUNCTYPE(None, ctypes.c_void_p)(function)
