@@ -9,6 +9,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from tests.kernels.rolls import Roll, assert_near, gradients
 
 from stepsmith import kernels
 from stepsmith.rules import make_rule
@@ -35,36 +36,6 @@ def drawn(rule: LSTMRule, steps: int, n: int):
         for key, value in rule.init_carry(n).items()
     }
     return features, carry
-
-
-class Roll:
-    """A rule's memory for some copies at different ages, and its steps by one backend."""
-
-    def __init__(self, rule: LSTMRule, backend: str, copies: int, n: int):
-        params = torch.zeros(copies, n)
-        self.carry = rule.init_carry(copies * n)
-        self.state = {
-            key: torch.arange(3.0, 3 + copies)[:, None] if key == "step" else value
-            for key, value in rule.init_state(params).items()
-        }
-        weights = fresh_weights(rule)
-        self.advance = kernels.advance_function(rule, weights, torch.float32, CPU, backend)
-
-    def __call__(self, grad: torch.Tensor) -> torch.Tensor:
-        return self.advance(grad, grad, self.state, self.carry)
-
-
-def gradients(steps: int, copies: int, n: int) -> torch.Tensor:
-    """Of many magnitudes; a third of them zero, and some coordinates never touched."""
-    generator = torch.Generator().manual_seed(n)
-    size = torch.randn(steps, copies, n, generator=generator)
-    size = size * 10 ** torch.randn(steps, copies, n, generator=generator)
-    kept = torch.rand(steps, copies, n, generator=generator) > 1 / 3
-    return size * kept * (torch.rand(copies, n, generator=generator) > 0.1)
-
-
-def assert_near(one: torch.Tensor, two: torch.Tensor) -> None:
-    torch.testing.assert_close(one, two, rtol=1e-5, atol=1e-5 * float(two.abs().max()) + 1e-30)
 
 
 @pytest.fixture

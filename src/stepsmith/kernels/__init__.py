@@ -5,6 +5,7 @@ A backend is an explicit choice, never a side effect of an import:
 - `"reference"`: the rule's own functions, for every rule;
 - `"chunked"`: the LSTM rules' network by PyTorch operations over chunks that stay in the cache;
 - `"native"`: the LSTM rules, features and all, compiled for the CPU by numba, in float32;
+- `"triton"`: the same for NVIDIA GPUs, the carry in float32 or bfloat16; replays go to cuDNN;
 - `"auto"`: the fastest of these that has a form of the rule for the dtype and device at hand.
 
 Shape letters: C = copies, N = coordinates of one copy, S = sampled coordinates, T = steps, F =
@@ -26,11 +27,14 @@ from stepsmith.names import unknown
 from stepsmith.rules.base import Carry, Rule, State, Weights
 from stepsmith.rules.lstm import LSTMRule
 
-BACKENDS = ("auto", "reference", "chunked", "native")
+BACKENDS = ("auto", "reference", "chunked", "native", "triton")
 
 REPLAY_WIDTH = 1024
-"""Coordinates replayed at once by PyTorch: enough to drown the overhead of single operations, few
-enough that the backward pass finds what the forward pass wrote still in the cache."""
+"""Coordinates replayed at once by PyTorch on a CPU: enough to drown the overhead of single
+operations, few enough that the backward pass finds what the forward pass wrote in the cache."""
+
+REPLAY_WIDTH_GPU = 1 << 17
+"""The same on a GPU, where it only bounds memory."""
 
 
 class Advance(Protocol):
@@ -74,6 +78,20 @@ def _native() -> ModuleType | None:
     return native
 
 
+@cache
+def _triton() -> ModuleType | None:
+    """The GPU kernels, or None where Triton is missing."""
+    try:
+        from stepsmith.kernels import triton_lstm
+    except ImportError as error:
+        _log.warning(
+            f"Triton cannot be used ({str(error).splitlines()[0]}): on a GPU rules run by PyTorch "
+            "operations, many times slower; pip install triton"
+        )
+        return None
+    return triton_lstm
+
+
 def resolve(rule: Rule, backend: str, dtype: torch.dtype, device: torch.device) -> str:
     """The backend that `backend` means for this rule; says once what `auto` picked.
 
@@ -95,6 +113,17 @@ def resolve(rule: Rule, backend: str, dtype: torch.dtype, device: torch.device) 
             )
         if _native() is None:
             raise ValueError("backend 'native' needs numba: pip install 'stepsmith[fast]'")
+    if backend == "triton":
+        if dtype != torch.float32:
+            raise ValueError(f"backend 'triton' computes in float32, not in {dtype}; use 'auto'")
+        triton = _triton()
+        if triton is None:
+            raise ValueError("backend 'triton' needs Triton: pip install triton")
+        if device.type != "cuda" and not triton.INTERPRETED:
+            raise ValueError(
+                f"backend 'triton' runs on CUDA devices, not on {device}; use 'auto' (or set "
+                "TRITON_INTERPRET=1 to run it on the CPU, slowly)"
+            )
     if backend != "auto":
         return backend
     picked = available(rule, dtype, device)[0]
@@ -108,6 +137,8 @@ def available(rule: Rule, dtype: torch.dtype, device: torch.device) -> list[str]
         return ["reference"]
     if _suits_native(dtype, device) and _native() is not None:
         return ["native", "chunked", "reference"]
+    if dtype == torch.float32 and device.type == "cuda" and _triton() is not None:
+        return ["triton", "chunked", "reference"]
     return ["chunked", "reference"]
 
 
@@ -123,7 +154,7 @@ def require_form(rule: Rule, backend: str) -> None:
     """
     if backend not in BACKENDS:
         raise unknown("backend", backend, BACKENDS)
-    if backend in ("chunked", "native") and not _has_fused_form(rule):
+    if backend in ("chunked", "native", "triton") and not _has_fused_form(rule):
         raise ValueError(
             f"backend {backend!r} has no form of {type(rule).__name__}; use 'auto' or 'reference'"
         )
@@ -138,7 +169,12 @@ def _has_fused_form(rule: Rule) -> bool:
 
 
 def advance_function(
-    rule: Rule, weights: Weights, dtype: torch.dtype, device: torch.device, backend: str = "auto"
+    rule: Rule,
+    weights: Weights,
+    dtype: torch.dtype,
+    device: torch.device,
+    backend: str = "auto",
+    carry_dtype: torch.dtype | None = None,
 ) -> Advance:
     """The step of a rule that couples no coordinates.
 
@@ -148,16 +184,27 @@ def advance_function(
         dtype: of the statistics.
         device: where the coordinates are.
         backend: one of `BACKENDS`.
+        carry_dtype: of the carry, where it is not the statistics'.
 
     Raises:
         ValueError: as `resolve`.
     """
     picked = resolve(rule, backend, dtype, device)
+    if picked == "triton":
+        triton = _triton()
+        assert triton is not None
+        assert isinstance(rule, LSTMRule)
+        return triton.TritonAdvance(rule, weights, device)
     if picked == "native":
         native = _native()
         assert native is not None
-        return native.NativeAdvance(rule, weights)
-    return plain.PlainAdvance(rule, plain.network_step(rule, weights, dtype, device, picked))
+        advance = native.NativeAdvance(rule, weights)
+    else:
+        network = plain.network_step(rule, weights, dtype, device, picked)
+        advance = plain.PlainAdvance(rule, network)
+    if carry_dtype not in (None, dtype):
+        return plain.Widened(advance, dtype)
+    return advance
 
 
 def network_function(
@@ -232,7 +279,9 @@ def replay(
     }
     total = {key: torch.zeros_like(value) for key, value in leaves.items()}
     sampled = adjoint_TS.shape[1]
-    width = max(sampled, 1) if rule.coupling == "network" else REPLAY_WIDTH
+    width = REPLAY_WIDTH if device.type == "cpu" else REPLAY_WIDTH_GPU
+    if rule.coupling == "network":
+        width = max(sampled, 1)
     for start in range(0, sampled, width):
         span = slice(start, min(start + width, sampled))
         own = {key: value[:, span] for key, value in carry.items()}
@@ -250,9 +299,10 @@ def _sequence(
     rule: Rule, weights: Weights, features_TFS: Tensor, carry: Carry, picked: str
 ) -> Tensor:
     """The network over T steps, differentiable by the weights: (T, F, S) to (T, O, S)."""
-    if picked == "chunked":
+    if picked in ("chunked", "triton"):
         assert isinstance(rule, LSTMRule)
-        return lstm.sequence(rule, weights, features_TFS, carry)
+        fused = lstm.sequence if picked == "chunked" else lstm.platform_sequence
+        return fused(rule, weights, features_TFS, carry)
     outputs = []
     for features_FS in features_TFS:
         output_OS, carry = rule.network(weights, features_FS, carry)

@@ -101,6 +101,30 @@ def sequence(rule: LSTMRule, weights: Weights, features_TFS: Tensor, carry: Carr
     return output_TOS + weights["head.bias"][:, None] if rule.bias else output_TOS
 
 
+def platform_sequence(
+    rule: LSTMRule, weights: Weights, features_TFS: Tensor, carry: Carry
+) -> Tensor:
+    """As `sequence`, by the platform's own LSTM (cuDNN on NVIDIA GPUs)."""
+    flat, order = [], [0, 1, 3, 2]  # its gates: enter, forget, candidate, leave
+    inputs = rule.feature_set.count
+    for layer in range(rule.layers):
+        gates = weights[f"lstm{layer}.weight"].view(4, rule.hidden, -1)[order].flatten(0, 1)
+        bias = weights[f"lstm{layer}.bias"].view(4, rule.hidden)[order].flatten()
+        flat += [gates[:, :inputs], gates[:, inputs:], bias, torch.zeros_like(bias)]
+        inputs = rule.hidden
+    h_LSH, c_LSH = (
+        torch.stack([carry[f"{kind}{layer}"].t() for layer in range(rule.layers)]).contiguous()
+        for kind in "hc"
+    )
+    # Training mode even where autograd is off: cuDNN then keeps what its backward pass needs.
+    hidden_TSH = torch.lstm(
+        features_TFS.transpose(1, 2).contiguous(), (h_LSH, c_LSH), flat,
+        True, rule.layers, 0.0, True, False, False,
+    )[0]  # fmt: skip
+    output_TOS = (hidden_TSH @ weights["head.weight"].t()).transpose(1, 2)
+    return output_TOS + weights["head.bias"][:, None] if rule.bias else output_TOS
+
+
 class _LSTMLayer(torch.autograd.Function):
     """One layer over T steps with its back-propagation through time written out."""
 

@@ -92,6 +92,29 @@ class PlainAdvance:
         return delta_CN
 
 
+class Widened:
+    """An advance whose carry is kept in fewer bits than it is computed in.
+
+    Args:
+        advance: computes in `dtype`.
+        dtype: of the statistics.
+    """
+
+    def __init__(
+        self, advance: Callable[[Tensor, Tensor, State, Carry], Tensor], dtype: torch.dtype
+    ):
+        self._advance, self._dtype = advance, dtype
+
+    @torch.no_grad()
+    def __call__(self, grad_CN: Tensor, param_CN: Tensor, state: State, carry: Carry) -> Tensor:
+        """Advance `state` and `carry` in place; returns the steps (C, N)."""
+        wide = {key: value.to(self._dtype, copy=True) for key, value in carry.items()}
+        delta_CN = self._advance(grad_CN, param_CN, state, wide)
+        for key, value in carry.items():
+            value.copy_(wide[key])
+        return delta_CN
+
+
 def sample_features(
     rule: Rule, grads_TCS: Tensor, params_TCS: Tensor, state: State
 ) -> tuple[Tensor, Tensor | None]:

@@ -41,12 +41,20 @@ class Bucket:
         params: the members; none is empty.
         entries: `optimizer.state[p]` of each; filled with views, from what it holds already (after
             loading) or afresh.
+        carry_dtype: of the carry; None is the statistics'.
     """
 
-    def __init__(self, rule: Rule, params: list[Tensor], entries: list[dict[str, Any]]):
+    def __init__(
+        self,
+        rule: Rule,
+        params: list[Tensor],
+        entries: list[dict[str, Any]],
+        carry_dtype: torch.dtype | None = None,
+    ):
         self.rule = rule
         self.device = params[0].device
         self.dtype = statistics_dtype(params[0].dtype)
+        self.carry_dtype = carry_dtype or self.dtype
         self.members: list[Member] = []
         self.state: State = {}
         self.carry: Carry = {}
@@ -72,7 +80,7 @@ class Bucket:
         """Flat state and carry of one parameter, from its entry or afresh."""
         flat_n = param.detach().reshape(-1).to(self.dtype)
         state = self.rule.init_state(flat_n)
-        carry = self.rule.init_carry(len(flat_n), dtype=self.dtype, device=self.device)
+        carry = self.rule.init_carry(len(flat_n), dtype=self.carry_dtype, device=self.device)
         if entry:
             for key in state:
                 if key not in self.rule.per_tensor:
@@ -80,7 +88,8 @@ class Bucket:
                 else:
                     state[key] = entry[key]
             for key in carry:
-                carry[key] = entry[key].movedim(-1, 0).reshape(len(carry[key]), -1)
+                flat = entry[key].movedim(-1, 0).reshape(len(carry[key]), -1)
+                carry[key] = flat.to(self.carry_dtype)
         return state, carry
 
     def _expose(self, member: Member, per_tensor: State) -> None:
@@ -139,7 +148,7 @@ class Bucket:
         if rule.coupling == "none":
             if self._advance is None:
                 self._advance = kernels.advance_function(
-                    rule, weights, self.dtype, self.device, backend
+                    rule, weights, self.dtype, self.device, backend, self.carry_dtype
                 )
             state = {key: value[None] for key, value in own.items()}
             state |= {key: value.view(1, 1) for key, value in one.items()}

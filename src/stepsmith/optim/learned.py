@@ -38,6 +38,8 @@ class LearnedOptimizer(torch.optim.Optimizer):
             changed, or `"ignore"` it, which saves the check.
         backend: how the network runs, one of `stepsmith.kernels.BACKENDS`; `"auto"` takes the
             fastest there is for each dtype and device.
+        carry_dtype: of the recurrent state; `torch.bfloat16` halves its memory, and on a GPU the
+            time of a step that memory bounds (what it costs in loss: `docs/5-speed.md`).
 
     Raises:
         ValueError: negative or non-finite lr or weight_decay, complex parameters, unknown choices,
@@ -64,11 +66,23 @@ class LearnedOptimizer(torch.optim.Optimizer):
         maximize: bool = False,
         nonfinite: str = "skip",
         backend: str = "auto",
+        carry_dtype: torch.dtype | None = None,
     ):
         require_choice("LearnedOptimizer", "nonfinite", nonfinite, ("skip", "refuse", "ignore"))
         self.trained = as_trained(rule)
         kernels.require_form(self.trained.rule, backend)
+        if carry_dtype not in (None, torch.float32, torch.bfloat16):
+            raise ValueError(
+                f"LearnedOptimizer: carry_dtype must be torch.float32, torch.bfloat16 or None (as "
+                f"the statistics), got {carry_dtype!r}"
+            )
+        if carry_dtype is not None and self.trained.rule.coupling != "none":
+            raise ValueError(
+                f"LearnedOptimizer: carry_dtype is for rules that couple no coordinates; "
+                f"{self.trained.name!r} does"
+            )
         self.backend = backend
+        self.carry_dtype = carry_dtype
         self.nonfinite = nonfinite
         self.skipped_steps = 0
         self._warned: set[str] = set()
@@ -81,7 +95,7 @@ class LearnedOptimizer(torch.optim.Optimizer):
 
     def __getstate__(self) -> dict[str, Any]:
         # Optimizer keeps only defaults, state and groups when it is copied or pickled.
-        kept = ("trained", "backend", "nonfinite", "skipped_steps", "_warned")
+        kept = ("trained", "backend", "carry_dtype", "nonfinite", "skipped_steps", "_warned")
         return {**super().__getstate__(), **{key: self.__dict__[key] for key in kept}}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -233,7 +247,7 @@ class LearnedOptimizer(torch.optim.Optimizer):
                 fresh.setdefault(key, []).append(param)
             for params in fresh.values():
                 entries = [self.state[param] for param in params]
-                kept.append(Bucket(self.trained.rule, params, entries))
+                kept.append(Bucket(self.trained.rule, params, entries, self.carry_dtype))
             self._buckets[index] = kept
 
     def _meet_nonfinite(self) -> None:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from stepsmith import kernels
-from stepsmith.rules.base import Rule, State, Weights
+from stepsmith.rules.base import Carry, Rule, State, Weights
 from stepsmith.unroll.copies import Layout
 
 Keep = Callable[[Tensor, Tensor | None], None]
@@ -40,7 +40,8 @@ class RuleStepper:
         layout: of one copy.
         lr: factor on every step.
         weight_decay: decoupled: theta <- (1 - lr * weight_decay) theta + lr * step.
-        backend: of the network's step.
+        backend: that makes the steps.
+        carry_dtype: of the carry, where it is not the parameters' (`torch.bfloat16` halves it).
 
     Attributes:
         state: coordinate statistics (C, P); per-tensor ones (C, tensors), or (C, 1) where the rule
@@ -58,19 +59,21 @@ class RuleStepper:
         lr: float = 1.0,
         weight_decay: float = 0.0,
         backend: str = "auto",
+        carry_dtype: torch.dtype | None = None,
     ):
         self.rule, self.layout = rule, layout
         self.lr, self.weight_decay = lr, weight_decay
         self.backend = backend
         self.state = self._fresh_state(theta_CP)
-        self.carry = rule.init_carry(theta_CP.numel(), dtype=theta_CP.dtype, device=theta_CP.device)
+        self.carry_dtype = carry_dtype or theta_CP.dtype
+        self.carry = self._fresh_carry(theta_CP)
         self.load(weights, theta_CP)
 
     def load(self, weights: Weights, theta_CP: Tensor) -> None:
         """Step by these weights from now on."""
         given = (self.rule, weights, theta_CP.dtype, theta_CP.device, self.backend)
         if self.uncoupled:
-            self._advance = kernels.advance_function(*given)
+            self._advance = kernels.advance_function(*given, self.carry_dtype)
         else:
             self._network = kernels.network_function(*given)
 
@@ -97,13 +100,16 @@ class RuleStepper:
             for key in parts[0]
         }
 
+    def _fresh_carry(self, theta_CP: Tensor) -> Carry:
+        dtype, device = self.carry_dtype, theta_CP.device
+        return self.rule.init_carry(theta_CP.numel(), dtype=dtype, device=device)
+
     def restart(self, copy: int, theta_CP: Tensor) -> None:
         """Forget what one copy has seen."""
         for key, fresh in self._fresh_state(theta_CP[copy : copy + 1]).items():
             self.state[key][copy] = fresh[0]
         size = theta_CP.shape[1]
-        fresh_carry = self.rule.init_carry(size, dtype=theta_CP.dtype, device=theta_CP.device)
-        for key, fresh in fresh_carry.items():
+        for key, fresh in self._fresh_carry(theta_CP[copy : copy + 1]).items():
             self.carry[key][:, copy * size : (copy + 1) * size] = fresh
 
     @torch.no_grad()
