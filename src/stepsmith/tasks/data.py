@@ -78,7 +78,11 @@ class ArrayData:
         elif split == "meta_train" and count > 1:
             # 0..8 -> 1..9, 9..17 -> 11..19: all but the multiples of ten.
             index = index + index // (HELD_OUT - 1) + 1
-        return self._cast(inputs[index]), targets[index]
+        # index_select copies whole rows; indexing would walk them number by number.
+        flat = index.reshape(-1)
+        drawn = inputs.index_select(0, flat).view(*index.shape, *inputs.shape[1:])
+        labels = targets.index_select(0, flat).view(*index.shape, *targets.shape[1:])
+        return self._cast(drawn), labels
 
     def test_batches(self, size: int) -> Iterator[Batch]:
         """The test split in order, in batches of at most `size`."""

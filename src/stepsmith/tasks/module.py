@@ -97,7 +97,8 @@ class ModuleTask(Task):
             raise ValueError(f"make_module must return an nn.Module, got {type(module).__name__}")
         if any(p.is_complex() for p in module.parameters()):
             raise ValueError("complex parameters are not supported; use torch.view_as_real")
-        return module.to(device=self.device, dtype=self.dtype)
+        # `loss` changes the mode only where it differs, and walks through the module then.
+        return module.to(device=self.device, dtype=self.dtype).train()
 
     def _check_module(self) -> None:
         if not any(p.requires_grad for p in self._module.parameters()):
@@ -189,7 +190,8 @@ class ModuleTask(Task):
         inputs, targets = batch
         # Batch-norm updates its statistics in place.
         buffers = {key: value.clone() for key, value in buffers.items()} if train else buffers
-        self._module.train(train)
+        if self._module.training != train:
+            self._module.train(train)
         if generator is not None and train and self._random:
             with seeded(generator, self.device):
                 output = functional_call(self._module, {**params, **buffers}, (inputs,))
