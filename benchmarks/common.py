@@ -44,16 +44,34 @@ def median_ratio(above: list[float], below: list[float]) -> float:
 
 def report(name: str, rows: list[dict[str, Any]]) -> None:
     """Print the rows and write `benchmarks/results/NAME.json`."""
-    table = Table("what", "value", "unit", "ratio", "against", title=name)
-    for entry in rows:
-        ratio = "" if entry["ratio"] is None else f"{entry['ratio']:.2f}"
-        table.add_row(
-            entry["what"], f"{entry['value']:,.4g}", entry["unit"], ratio, entry["against"]
-        )
-    Console().print(table)
+    show({name: rows})
     RESULTS.mkdir(exist_ok=True)
     result = {
         "command": " ".join(["python", "-m", f"benchmarks.{name}", *sys.argv[1:]]),
         "machine": machine(), "versions": versions(), "rows": rows,
     }  # fmt: skip
     (RESULTS / f"{name}.json").write_text(json.dumps(result, indent=1) + "\n")
+
+
+def show(results: Mapping[str, list[dict[str, Any]]]) -> None:
+    """Print rows as one table, a section a benchmark."""
+    table = Table("what", "value", "unit", "ratio", "against", title=", ".join(results))
+    for rows in results.values():
+        for entry in rows:
+            ratio = "" if entry["ratio"] is None else f"{entry['ratio']:.2f}"
+            table.add_row(
+                entry["what"], f"{entry['value']:,.4g}", entry["unit"], ratio, entry["against"]
+            )
+        table.add_section()
+    Console().print(table)
+
+
+def summary() -> None:
+    """Print every committed or just written result's rows that have a ratio, as one table."""
+    results = {path.stem: json.loads(path.read_text()) for path in sorted(RESULTS.glob("*.json"))}
+    show(
+        {
+            name: [entry for entry in result["rows"] if entry["ratio"] is not None]
+            for name, result in results.items()
+        }
+    )

@@ -12,14 +12,17 @@ reference.
 from __future__ import annotations
 
 import argparse
+import statistics
 from collections.abc import Callable
+from typing import Any
 
 import torch
 
 from benchmarks.common import in_turn, median_ratio, report, row
-from stepsmith import make_rule, make_task
+from stepsmith import kernels, make_rule, make_task
 from stepsmith.meta import adjoint_window, reference_window
 from stepsmith.rules import Rule
+from stepsmith.rules.lstm import LSTMRule
 from stepsmith.tasks import Task
 from stepsmith.unroll import Copies, RuleStepper
 
@@ -79,45 +82,121 @@ def loop(task: Task, rule: Rule) -> Callable[[], None]:
     return run
 
 
-def engine(task: Task, rule: Rule, copies: int, fraction: float) -> Callable[[], None]:
+def engine(
+    task: Task, rule: Rule, copies: int, fraction: float, unroll: int = UNROLL
+) -> Callable[[], None]:
     weights = {key: value.requires_grad_() for key, value in rule.init().items()}
 
     def run() -> None:
         group = Copies(task, range(copies))
         stepper = RuleStepper(rule, weights, group.theta, group.layout)
-        adjoint_window(group, stepper, weights, UNROLL, losses="before", fraction=fraction)
+        adjoint_window(group, stepper, weights, unroll, losses="before", fraction=fraction)
 
     return run
+
+
+def gradients(task: Task) -> Callable[[], None]:
+    def run() -> None:
+        group = Copies(task, [0])
+        for _ in range(UNROLL):
+            group.gradients(group.batches("meta_train"))
+
+    return run
+
+
+def steps(task: Task, rule: Rule) -> Callable[[], None]:
+    group = Copies(task, [0])
+    stepper = RuleStepper(rule, rule.init(), group.theta, group.layout)
+    _, grad_CP = group.gradients(group.batches("meta_train"))
+
+    def run() -> None:
+        for _ in range(UNROLL):
+            stepper(group.theta, grad_CP)
+
+    return run
+
+
+def replays(task: Task, rule: LSTMRule, fraction: float) -> Callable[[], None]:
+    sampled = int(fraction * Copies(task, [0]).layout.total)
+    grads_TCS = torch.randn(UNROLL, 1, sampled) * 1e-2
+    state = rule.init_state(grads_TCS[0])
+    state["step"] = torch.zeros(1, 1)
+    carry, weights = rule.init_carry(sampled), rule.init()
+
+    def run() -> None:
+        features, scale = kernels.sample_features(rule, grads_TCS, grads_TCS, state)
+        kernels.replay(rule, weights, features, carry, grads_TCS[:, 0], scale)
+
+    return run
+
+
+def floors(times: dict[str, list[float]], what: str, label: str) -> list[dict[str, Any]]:
+    """Where an inner step's milliseconds go: gradient, step and replay alone, and the whole."""
+    parts = {
+        "gradient": times["gradient alone"], "step": times[f"step alone, {label}"],
+        "replay": times[f"replay alone, {label}"],
+    }  # fmt: skip
+    total = [sum(round_) for round_ in zip(*parts.values(), strict=True)]
+    rows = [
+        row(f"{what}: {part}", statistics.median(seconds) / UNROLL * 1e3, "ms/inner step",
+            f"{what}: whole", median_ratio(seconds, times[what]))
+        for part, seconds in parts.items()
+    ]  # fmt: skip
+    whole = statistics.median(times[what]) / UNROLL * 1e3
+    sum_ = f"{what}: sum of the three"
+    rows.append(
+        row(sum_, statistics.median(total) / UNROLL * 1e3, "ms/inner step", f"{what}: whole",
+            median_ratio(total, times[what]))
+    )  # fmt: skip
+    rows.append(row(f"{what}: whole", whole, "ms/inner step"))
+    return rows
+
+
+def measure(rounds: int) -> list[dict[str, Any]]:
+    task = make_task("mlp-mnist", source="sample")
+    big, small = make_rule("l2o_dm"), make_rule("joined")
+    assert isinstance(big, LSTMRule)
+    assert isinstance(small, LSTMRule)
+    base, lean = "usual retain-graph loop, LSTM 2x20", "lean retain-graph loop, LSTM 2x20"
+    long = 5 * UNROLL
+    work = {
+        base: (cell_loop(task, lean=False), UNROLL),
+        lean: (cell_loop(task, lean=True), UNROLL),
+        "reference_window, LSTM 2x20": (loop(task, big), UNROLL),
+        "reference_window, LSTM 8 joined": (loop(task, small), UNROLL),
+        "adjoint, LSTM 2x20, 10 %": (engine(task, big, 1, 0.1), UNROLL),
+        "adjoint, LSTM 2x20, 10 %, 4 copies": (engine(task, big, 4, 0.1), 4 * UNROLL),
+        "adjoint, LSTM 2x20, windows of 100, 4 %": (engine(task, big, 1, 0.04, long), long),
+        "adjoint, LSTM 8 joined, 10 %": (engine(task, small, 1, 0.1), UNROLL),
+        "adjoint, LSTM 8 joined, 10 %, 4 copies": (engine(task, small, 4, 0.1), 4 * UNROLL),
+        "adjoint, LSTM 8 joined, 100 %": (engine(task, small, 1, 1.0), UNROLL),
+        "adjoint, LSTM 8 joined, windows of 100, 4 %": (engine(task, small, 1, 0.04, long), long),
+        "gradient alone": (gradients(task), UNROLL),
+    }
+    for label, rule in (("LSTM 2x20", big), ("LSTM 8 joined", small)):
+        work[f"step alone, {label}"] = (steps(task, rule), UNROLL)
+        work[f"replay alone, {label}"] = (replays(task, rule, 0.1), UNROLL)
+    times = in_turn({name: run for name, (run, _) in work.items()}, rounds)
+    rows = []
+    for name, (_, made) in work.items():
+        if "alone" in name:
+            continue
+        rates = [made / seconds for seconds in times[name]]
+        for against in (base, lean):
+            slow = [UNROLL / seconds for seconds in times[against]]
+            rows.append(
+                row(name, statistics.median(rates), "inner steps/s", against,
+                    median_ratio(rates, slow))
+            )  # fmt: skip
+    for label in ("LSTM 2x20", "LSTM 8 joined"):
+        rows += floors(times, f"adjoint, {label}, 10 %", label)
+    return rows
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=7)
-    rounds = parser.parse_args().rounds
-    task = make_task("mlp-mnist", source="sample")
-    big, small = make_rule("l2o_dm"), make_rule("joined")
-    base = "usual retain-graph loop, LSTM 2x20"
-    work = {
-        base: (cell_loop(task, lean=False), 1),
-        "lean retain-graph loop, LSTM 2x20": (cell_loop(task, lean=True), 1),
-        "reference_window, LSTM 2x20": (loop(task, big), 1),
-        "reference_window, LSTM 8 joined": (loop(task, small), 1),
-        "adjoint, LSTM 2x20, 10 %": (engine(task, big, 1, 0.1), 1),
-        "adjoint, LSTM 2x20, 10 %, 4 copies": (engine(task, big, 4, 0.1), 4),
-        "adjoint, LSTM 8 joined, 10 %": (engine(task, small, 1, 0.1), 1),
-        "adjoint, LSTM 8 joined, 10 %, 4 copies": (engine(task, small, 4, 0.1), 4),
-        "adjoint, LSTM 8 joined, 100 %": (engine(task, small, 1, 1.0), 1),
-    }
-    times = in_turn({name: run for name, (run, _) in work.items()}, rounds)
-    rows = []
-    for name, (_, copies) in work.items():
-        rates = [UNROLL * copies / seconds for seconds in times[name]]
-        slow = [UNROLL / seconds for seconds in times[base]]
-        rows.append(
-            row(name, sorted(rates)[len(rates) // 2], "inner steps/s", base,
-                median_ratio(rates, slow))
-        )  # fmt: skip
-    report("meta_training", rows)
+    report("meta_training", measure(parser.parse_args().rounds))
 
 
 if __name__ == "__main__":

@@ -50,6 +50,14 @@ def test_train_evaluate_report_info(tmp_path, capsys, monkeypatch):
     assert "LSTMRule" in out
 
 
+def test_bench_times_every_rule_beside_adamw(capsys):
+    code, out, _ = run(capsys, "bench", "--task", "quadratic", "--rounds", "1")
+    assert code == 0
+    for name in ("joined", "l2o_dm", "rnnprop", "adamw"):
+        assert name in out
+    assert "10 parameters" in out
+
+
 def test_runs_never_overwrite_older_ones(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for _ in range(2):
@@ -92,6 +100,9 @@ def test_a_users_own_task(tmp_path, capsys, monkeypatch):
         (["train", "--task", "quadratic", "--steps", "9", "--window", "7"], "multiple"),
         (["train", "--resume", "nowhere"], "no such file; --resume takes the folder"),
         (["evaluate", "--task", "quadratic", "--seeds", "0", "-b", "adam"], "seeds must be"),
+        (["bench", "--task", "quadratic", "--rounds", "0"], "rounds must be at least 1"),
+        (["bench", "--task", "quadratic", "-r", "joyned"], "unknown bundled rule"),
+        (["bench", "--task", "quadratic", "--backend", "cuda"], "unknown backend"),
         (["evaluate", "--task", "quadratic", "-b", "adm"], "Did you mean 'adam'"),
         (["evaluate", "--task", "quadratic", "--rule", "nope"], "known: convnet-mnist"),
         (

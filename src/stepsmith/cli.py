@@ -1,4 +1,4 @@
-"""The command line: `stepsmith demo`, `train`, `evaluate`, `report`, `info`, `tasks`, `rules`."""
+"""The command line: `stepsmith demo`, `train`, `evaluate`, `bench`, `report`, `info`, ..."""
 
 from __future__ import annotations
 
@@ -7,11 +7,13 @@ import json
 import logging
 import shlex
 import signal
+import statistics
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
+import torch
 import typer
 from rich.console import Console
 from rich.logging import RichHandler
@@ -20,9 +22,12 @@ from rich.table import Table
 from stepsmith import demo as demonstration
 from stepsmith import store
 from stepsmith.evaluate import BASELINES, Key, Records, evaluate
+from stepsmith.evaluate.cost import MakeOptimizer, seconds_per_step
 from stepsmith.evaluate.run import Settings, add_meta_training, learned_key
 from stepsmith.hub import BUNDLED, TrainedRule, load
+from stepsmith.kernels import resolve
 from stepsmith.meta.trainer import meta_train
+from stepsmith.optim import LearnedOptimizer
 from stepsmith.report import new_run_folder, rerender, write_results
 from stepsmith.report.verdict import verdicts
 from stepsmith.rules import CLASSIC, LEARNED, make_rule
@@ -198,6 +203,59 @@ def evaluate_command(
     for sentence in verdicts(summary["rows"]):
         console.print(sentence)
     console.print(f"Report: {where / 'report.html'}")
+
+
+@app.command()
+@guarded
+def bench(
+    task: TaskOption = "mlp-mnist",
+    rule: Annotated[
+        list[str] | None,
+        typer.Option("--rule", "-r", help="Rule, bundled name or file; repeatable; all rules."),
+    ] = None,
+    rounds: Annotated[int, typer.Option(help="Timings of each, taken in turn.")] = 15,
+    backend: Annotated[
+        str, typer.Option(help="auto, reference, chunked, native, triton.")
+    ] = "auto",
+    source: Source = "auto",
+    data_dir: DataDir = None,
+) -> None:
+    """Time each rule's step on this machine and this model, beside fused AdamW's."""
+    if rounds < 1:
+        raise ValueError(f"bench: rounds must be at least 1, got {rounds}")
+    made = make_task(task, **_data_options({"task": task, "source": source, "data_dir": data_dir}))
+    named = {name: _any_rule(name) for name in rule or list(LEARNED)}
+    optimizers: dict[str, MakeOptimizer] = {
+        name: functools.partial(LearnedOptimizer, rule=trained, backend=backend)
+        for name, trained in named.items()
+    }
+    optimizers["adamw, fused"] = functools.partial(torch.optim.AdamW, fused=True)
+    generator = torch.Generator().manual_seed(0)
+    count = sum(value.numel() for value in made.init(generator)[0].values())
+    with console.status(f"timing {made.name}"):
+        times = seconds_per_step(made, optimizers, rounds=rounds)
+    table = Table("optimizer", "backend", "step, ms", "ns a parameter", "share of training")
+    for name, pairs in times.items():
+        step = statistics.median(whole - gradient for whole, gradient in pairs)
+        share = statistics.median((whole - gradient) / whole for whole, gradient in pairs)
+        used = ""
+        if name in named:
+            used = resolve(named[name].rule, backend, torch.float32, made.device)
+        table.add_row(name, used, f"{step * 1e3:.3g}", f"{step / count * 1e9:.3g}", f"{share:.0%}")
+    console.print(table)
+    gradient = statistics.median(part for pairs in times.values() for _, part in pairs)
+    console.print(
+        f"{made.name}: {count:,} parameters; its gradient takes {gradient * 1e3:.3g} ms. Medians "
+        f"of {rounds} rounds, {torch.get_num_threads()} threads."
+    )
+
+
+def _any_rule(name: str) -> TrainedRule:
+    """A trained rule, or a rule with fresh weights, which cost as much to run."""
+    if name in LEARNED:
+        rule = make_rule(name)
+        return TrainedRule(rule, rule.init(), {"name": name})
+    return load(name)
 
 
 @app.command()

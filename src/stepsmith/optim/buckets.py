@@ -27,6 +27,7 @@ class Member:
     """A parameter of a bucket: its place, the steps it has made, and its entry in `state`."""
 
     param: Tensor
+    index: int
     span: slice
     steps: int
     state: dict[str, Any]
@@ -67,14 +68,17 @@ class Bucket:
             carries.append(carry)
             span = slice(end, end + param.numel())
             end = span.stop
-            self.members.append(Member(param, span, int(state["step"]), entry, {}))
+            index = len(self.members)
+            self.members.append(Member(param, index, span, int(state["step"]), entry, {}))
         for key in states[0]:
             if key not in rule.per_tensor:
                 self.state[key] = torch.cat([state[key] for state in states])
         for key in carries[0]:
             self.carry[key] = torch.cat([carry[key] for carry in carries], dim=1)
-        for member, state in zip(self.members, states, strict=True):
-            self._expose(member, {key: state[key] for key in rule.per_tensor})
+        # Moved in place, so that a captured CUDA graph counts on: one number a member.
+        self.per_tensor = {key: torch.stack([s[key] for s in states]) for key in rule.per_tensor}
+        for member in self.members:
+            self._expose(member)
 
     def _of(self, param: Tensor, entry: dict[str, Any]) -> tuple[State, Carry]:
         """Flat state and carry of one parameter, from its entry or afresh."""
@@ -92,9 +96,10 @@ class Bucket:
                 carry[key] = flat.to(self.carry_dtype)
         return state, carry
 
-    def _expose(self, member: Member, per_tensor: State) -> None:
+    def _expose(self, member: Member) -> None:
         shape = member.param.shape
-        member.state.update(per_tensor)
+        for key, value in self.per_tensor.items():
+            member.views[key] = value[member.index]
         for key, value in self.state.items():
             member.views[key] = value[member.span].view(shape)
         for key, value in self.carry.items():
@@ -144,14 +149,17 @@ class Bucket:
             param_n = torch.cat([m.param.detach().reshape(-1).to(self.dtype) for m in run])
         carry = {key: value[:, span] for key, value in self.carry.items()}
         own = {key: value[span] for key, value in self.state.items()}
-        one = {key: run[0].state[key].clone() for key in rule.per_tensor}
+        # Members of a run have made the same number of steps: the first counts for all.
+        counts = {
+            key: value[run[0].index : run[-1].index + 1] for key, value in self.per_tensor.items()
+        }
         if rule.coupling == "none":
             if self._advance is None:
                 self._advance = kernels.advance_function(
                     rule, weights, self.dtype, self.device, backend, self.carry_dtype
                 )
             state = {key: value[None] for key, value in own.items()}
-            state |= {key: value.view(1, 1) for key, value in one.items()}
+            state |= {key: value[:1, None] for key, value in counts.items()}
             delta_n = self._advance(grad_n[None], param_n[None], state, carry)[0]
         else:
             if self._network is None:
@@ -159,13 +167,13 @@ class Bucket:
                     rule, weights, self.dtype, self.device, backend
                 )
             shape = tuple(run[0].param.shape)
+            one = {key: value[0] for key, value in counts.items()}
             features, scale, new = rule.features(grad_n, param_n, own | one, shape)
-            for key, value in own.items():
+            for key, value in [*own.items(), *one.items()]:
                 value.copy_(new[key])
-            one = {key: new[key] for key in one}
             delta_n = rule.step(self._network(features, carry), scale)
+        for value in counts.values():
+            value[1:] = value[0]
         for member in run:
             member.steps += 1
-            for key, value in one.items():
-                member.state[key] = value.clone()
         return delta_n

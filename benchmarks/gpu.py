@@ -1,0 +1,265 @@
+"""Figures of the GPU path, in stages that can be resumed: correctness first, then timings.
+
+    python -m benchmarks.gpu OUT [STAGE ...]
+
+Each stage writes OUT/STAGE.json and is passed over where that exists; `report` gathers them into
+`benchmarks/results/gpu.json`. Every stage takes minutes.
+
+- `correct`: the Triton kernel against the reference, 100 steps of one recorded sequence, float32
+  and bfloat16 carries, odd sizes, replays by cuDNN; nothing is timed before this has passed;
+- `step`: milliseconds and share of the memory roofline (measured by a copy) of LSTM 8 and LSTM
+  2x20 with both carries, from 10^5 to 86 million parameters, `torch.optim.AdamW(fused=True)` beside
+  them;
+- `vit`: a parameter set of ViT-B's shapes (86 M) through `LearnedOptimizer`, eager and as a CUDA
+  graph;
+- `replay`: the sampled replay against an autograd loop;
+- `meta`: inner steps per second of meta-training, MLP and ConvNet, by copies.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.common import report, row
+from stepsmith import LearnedOptimizer, TrainedRule, kernels, make_rule, make_task
+from stepsmith.meta import adjoint_window
+from stepsmith.rules.lstm import LSTMRule
+from stepsmith.testing import fresh_weights
+from stepsmith.unroll import Copies, RuleStepper
+
+RULES: dict[str, LSTMRule] = {
+    "LSTM 8": make_rule("rnnprop"), "LSTM 8 joined": make_rule("joined"),
+    "LSTM 2x20": make_rule("l2o_dm"),
+}  # type: ignore[assignment]  # fmt: skip
+SIZES = (100_000, 1_000_000, 10_000_000, 86_000_000)
+CARRIES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+def device() -> torch.device:
+    return torch.device("cuda")
+
+
+def seconds(run: Callable[..., object], *arguments: Any, rounds: int = 20) -> float:
+    """Median of single calls, timed by the device's own events."""
+    for _ in range(3):
+        run(*arguments)
+    times = []
+    for _ in range(rounds):
+        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        begin.record()
+        run(*arguments)
+        end.record()
+        torch.cuda.synchronize()
+        times.append(begin.elapsed_time(end) / 1e3)
+    return statistics.median(times)
+
+
+def bandwidth() -> float:
+    """Bytes a second of a copy, reading and writing counted."""
+    source = torch.empty(1 << 28, device=device())
+    target = torch.empty_like(source)
+    return 2 * source.numel() * 4 / seconds(target.copy_, source)
+
+
+def bytes_of(rule: LSTMRule, carry: torch.dtype) -> int:
+    """Bytes a coordinate of one step must move: gradient, step, statistics, carry."""
+    kept = {"raw": 0, "log_sign": 0, "adam": 2, "joined": 2}[rule.inputs]
+    kept += rule.frame == "hold" and not kept
+    return 8 + 8 * kept + 2 * 2 * rule.layers * rule.hidden * carry.itemsize
+
+
+def stepper(
+    rule: LSTMRule, n: int, carry_dtype: torch.dtype, backend: str
+) -> Callable[[torch.Tensor], torch.Tensor]:
+    params = torch.zeros(1, n, device=device())
+    state = rule.init_state(params)
+    state["step"] = torch.zeros(1, 1, device=device())
+    carry = rule.init_carry(n, dtype=carry_dtype, device=device())
+    advance = kernels.advance_function(
+        rule, fresh_weights(rule), torch.float32, device(), backend, carry_dtype
+    )
+    return lambda grad: advance(grad, params, state, carry)
+
+
+def correct() -> list[dict[str, Any]]:
+    rows = []
+    for name, rule in RULES.items():
+        for n in (1, 63, 100_003):
+            generator = torch.Generator().manual_seed(n)
+            grads = torch.randn(100, 1, n, generator=generator).to(device()) * 1e-2
+            grads[7], grads[8], grads[9] = 0.0, 1e-30, 1e30
+            for label, dtype in CARRIES.items():
+                both = [stepper(rule, n, dtype, way) for way in ("triton", "reference")]
+                error = scale = 0.0
+                for grad in grads:
+                    one, two = (run(grad) for run in both)
+                    assert one.isfinite().all(), (name, n, label)
+                    error = max(error, float((one - two).abs().max()))
+                    scale = max(scale, float(two.abs().max()))
+                allowed = 1e-5 if dtype == torch.float32 else 5e-2
+                assert error <= allowed * scale, (name, n, label, error / scale)
+                what = f"{name}, {n:,} coordinates, carry {label}: largest error of 100 steps"
+                rows.append(row(what, error / scale, "relative"))
+        sampled, steps = 1000, 20
+        features = torch.randn(steps, rule.feature_set.count, sampled, device=device())
+        adjoint = torch.randn(steps, sampled, device=device())
+        carry = rule.init_carry(sampled, device=device())
+        fast, slow = (
+            kernels.replay(rule, fresh_weights(rule), features, carry, adjoint, None, way)
+            for way in ("triton", "reference")
+        )
+        error = max(float((fast[k] - v).abs().max() / v.abs().max()) for k, v in slow.items())
+        assert error < 1e-3, (name, error)
+        rows.append(row(f"{name}, replay: largest error of a gradient", error, "relative"))
+    return rows
+
+
+def step() -> list[dict[str, Any]]:
+    speed = bandwidth()
+    rows = [row("copy of 1 GiB", speed / 1e9, "GB/s")]
+    for n in SIZES:
+        param = torch.nn.Parameter(torch.randn(n, device=device()))
+        param.grad = torch.randn_like(param)
+        adamw = torch.optim.AdamW([param], fused=True)
+        base = f"AdamW fused, {n:,} parameters"
+        fused = seconds(adamw.step)
+        rows.append(row(base, fused * 1e3, "ms"))
+        grad = torch.randn(1, n, device=device()) * 1e-2
+        for name, rule in RULES.items():
+            for label, dtype in CARRIES.items():
+                run = stepper(rule, n, dtype, "triton")
+                took = seconds(run, grad)
+                what = f"{name}, carry {label}, {n:,} parameters"
+                rows.append(row(what, took * 1e3, "ms", base, took / fused))
+                share = n * bytes_of(rule, dtype) / speed / took
+                rows.append(row(f"{what}: share of the memory roofline", share, "share"))
+                del run
+    return rows
+
+
+def vit_shapes() -> list[tuple[int, ...]]:
+    """The parameters of ViT-B/16: 86 million."""
+    block = [
+        (768,), (768,), (2304, 768), (2304,), (768, 768), (768,), (768,), (768,), (3072, 768),
+        (3072,), (768, 3072), (768,),
+    ]  # fmt: skip
+    around = [(1, 1, 768), (1, 197, 768), (768, 3, 16, 16), (768,), (768,), (768,), (1000, 768),
+              (1000,)]  # fmt: skip
+    return [*around, *(shape for _ in range(12) for shape in block)]
+
+
+def vit() -> list[dict[str, Any]]:
+    params = [torch.nn.Parameter(torch.randn(shape, device=device())) for shape in vit_shapes()]
+    for param in params:
+        param.grad = torch.randn_like(param) * 1e-3
+    total = sum(param.numel() for param in params)
+    base = f"AdamW fused, ViT-B, {total:,} parameters"
+    fused = seconds(torch.optim.AdamW(params, fused=True).step)
+    rows = [row(base, fused * 1e3, "ms")]
+    for name in ("LSTM 8", "LSTM 2x20"):
+        rule = RULES[name]
+        trained = TrainedRule(rule, fresh_weights(rule))
+        for label, dtype in CARRIES.items():
+            optimizer = LearnedOptimizer(params, trained, carry_dtype=dtype, nonfinite="ignore")
+            took = seconds(optimizer.step)
+            rows.append(row(f"{name}, carry {label}, ViT-B", took * 1e3, "ms", base, took / fused))
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph):
+                optimizer.step()
+            took = seconds(graph.replay)
+            what = f"{name}, carry {label}, ViT-B, as a CUDA graph"
+            rows.append(row(what, took * 1e3, "ms", base, took / fused))
+            del optimizer, graph
+            torch.cuda.empty_cache()
+    return rows
+
+
+def replay() -> list[dict[str, Any]]:
+    rows = []
+    for name in ("LSTM 8 joined", "LSTM 2x20"):
+        rule = RULES[name]
+        for steps, sampled in ((20, 2000), (100, 2000), (100, 100_000)):
+            features = torch.randn(steps, rule.feature_set.count, sampled, device=device())
+            adjoint = torch.randn(steps, sampled, device=device())
+            carry, weights = rule.init_carry(sampled, device=device()), fresh_weights(rule)
+            size = f"{name}, {steps} steps of {sampled:,}"
+            given = (rule, weights, features, carry, adjoint, None)
+            times = {
+                way: seconds(kernels.replay, *given, way, rounds=5)
+                for way in ("reference", "chunked", "triton")
+            }
+            base = f"{size}, reference"
+            for way, took in times.items():
+                rows.append(
+                    row(f"{size}, {way}", took * 1e3, "ms", base, times["reference"] / took)
+                )
+    return rows
+
+
+def meta() -> list[dict[str, Any]]:
+    rows = []
+    for task_name in ("mlp-mnist", "convnet-mnist"):
+        task = make_task(task_name, source="sample", device=device())
+        for copies in (1, 16, 64):
+            rule = make_rule("joined")
+            weights = {k: v.to(device()).requires_grad_() for k, v in rule.init().items()}
+            group = Copies(task, range(copies))
+            runner = RuleStepper(rule, weights, group.theta, group.layout)
+            share = min(1.0, 40_000 / group.layout.total / 20)
+
+            def window(group=group, runner=runner, weights=weights, share=share) -> None:
+                adjoint_window(group, runner, weights, 20, losses="before", fraction=share)
+
+            window()
+            torch.cuda.synchronize()
+            begun = time.perf_counter()
+            for _ in range(3):
+                window()
+            torch.cuda.synchronize()
+            rate = 60 * copies / (time.perf_counter() - begun)
+            rows.append(row(f"{task_name}, {copies} copies", rate, "inner steps/s"))
+    return rows
+
+
+STAGES = {"correct": correct, "step": step, "vit": vit, "replay": replay, "meta": meta}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("out", type=Path)
+    parser.add_argument("stages", nargs="*", choices=[*STAGES, "report"])
+    chosen = parser.parse_args()
+    chosen.out.mkdir(parents=True, exist_ok=True)
+    for name in chosen.stages or STAGES:
+        if name == "report":
+            gathered = [
+                entry
+                for stage in STAGES
+                for entry in json.loads((chosen.out / f"{stage}.json").read_text())
+            ]
+            report("gpu", gathered)
+            continue
+        path = chosen.out / f"{name}.json"
+        if path.exists():
+            print(f"{name}: done before")
+            continue
+        begun = time.perf_counter()
+        rows = STAGES[name]()
+        for entry in rows:
+            entry["what"] = f"{entry['what']} [{torch.cuda.get_device_name()}]"
+            if entry["against"]:
+                entry["against"] = f"{entry['against']} [{torch.cuda.get_device_name()}]"
+        path.write_text(json.dumps(rows, indent=1) + "\n")
+        print(f"{name}: {time.perf_counter() - begun:.0f} s")
+
+
+if __name__ == "__main__":
+    main()
