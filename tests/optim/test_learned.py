@@ -546,3 +546,12 @@ def test_sparse_gradients_are_refused_before_anything_changes(dense_first):
     with pytest.raises(RuntimeError, match="sparse gradients"):
         optimizer.step()
     assert torch.equal(dense, torch.ones(3))
+
+
+def test_a_finite_gradient_whose_sum_overflows_is_no_reason_to_skip():
+    param = torch.nn.Parameter(torch.zeros(4))
+    param.grad = torch.full((4,), 3e38)
+    optimizer = LearnedOptimizer([param], trained())
+    optimizer.step()
+    assert optimizer.skipped_steps == 0
+    assert param.detach().any()
