@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import statistics
 import sys
 import time
@@ -18,15 +19,25 @@ from stepsmith.machine import machine, versions
 RESULTS = Path(__file__).parent / "results"
 
 
+SHORTEST = 0.1
+"""Seconds a timing lasts at least: what is short is repeated, so that it is not timed cold, right
+after something else that emptied the caches."""
+
+
 def in_turn(work: Mapping[str, Callable[[], Any]], rounds: int) -> dict[str, list[float]]:
     """Seconds of each piece of work, `rounds` times, taking turns after one round to warm up."""
     times: dict[str, list[float]] = {name: [] for name in work}
-    for round_ in range(rounds + 1):
+    repeats = dict.fromkeys(work, 1)
+    for round_ in range(rounds + 2):
         for name, run in work.items():
             begun = time.perf_counter()
-            run()
-            if round_:
-                times[name].append(time.perf_counter() - begun)
+            for _ in range(repeats[name]):
+                run()
+            seconds = (time.perf_counter() - begun) / repeats[name]
+            if round_ > 1:
+                times[name].append(seconds)
+            elif round_ == 1:  # the first round compiles
+                repeats[name] = max(1, math.ceil(SHORTEST / seconds))
     return times
 
 

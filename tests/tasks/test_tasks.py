@@ -237,3 +237,23 @@ def test_the_convolution_has_the_gradients_of_torchs(inputs, kernel, stacked):
         return output, *torch.autograd.grad(output.square().sum(), leaves)
 
     torch.testing.assert_close(gradients(layer), gradients(plain))
+
+
+class Tied(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = nn.Linear(3, 3), nn.Linear(3, 3)
+        self.second.weight = self.first.weight
+
+    def forward(self, inputs):
+        return self.second(self.first(inputs))
+
+
+def test_a_shared_weight_is_one_parameter():
+    data = (torch.randn(8, 3), torch.randn(8, 3))
+    task = Task.from_module(Tied, nn.functional.mse_loss, data, batch_size=2)
+    params, buffers = task.init(seeded())
+    assert list(params) == ["first.weight", "first.bias", "second.bias"]
+    zero = {key: torch.zeros_like(value) for key, value in params.items()}
+    batch = (torch.ones(2, 3), torch.zeros(2, 3))
+    assert float(task.loss(zero, buffers, batch, None, True)[0]) == 0

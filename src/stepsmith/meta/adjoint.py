@@ -151,15 +151,13 @@ def adjoint_window(
 
     finite_C = counted_TC.isfinite().all(0) & losses_TC.isfinite().all(0)
     owner_S = index_S // layout.total
-    keep = 1 - stepper.lr * stepper.weight_decay
-    lambda_TS = torch.zeros(steps, len(index_S), device=device, dtype=dtype)
-    running_S = torch.zeros(len(index_S), device=device, dtype=dtype)
-    for s in range(steps - 1, -1, -1):
-        t = s if losses == "after" else s + 1  # row of w that holds w_{s+1}
-        running_S.mul_(discount * keep)
-        if t < steps:
-            running_S.addcmul_(w_TC[t, owner_S], record.grads_TS[s + 1])
-        lambda_TS[s] = running_S
+    ahead_TS = torch.zeros(steps, len(index_S), device=device, dtype=dtype)
+    if losses == "after":
+        torch.mul(w_TC.index_select(1, owner_S), record.grads_TS[1:], out=ahead_TS)
+    else:
+        torch.mul(w_TC[1:].index_select(1, owner_S), record.grads_TS[1:-1], out=ahead_TS[:-1])
+    decay = discount * (1 - stepper.lr * stepper.weight_decay)
+    lambda_TS = _suffix_sums(ahead_TS, decay)
     finite_C = finite_C & _finite_by_copy(lambda_TS, owner_S, len(copies))
     alive = max(1, int(finite_C.sum()))
     lambda_TS *= weight_S * (stepper.lr / alive)
@@ -231,6 +229,15 @@ class _Record:
         return kernels.sample_features(
             stepper.rule, grads_TCS, params_TCS, self._state, stepper.backend
         )
+
+
+def _suffix_sums(ahead_TS: Tensor, decay: float) -> Tensor:
+    """lambda_s = ahead_s + decay * lambda_s+1, where ahead_s = w_s+1 g_s+1."""
+    if decay == 1:
+        return ahead_TS.flip(0).cumsum(0).flip(0)
+    for s in range(len(ahead_TS) - 2, -1, -1):
+        ahead_TS[s].add_(ahead_TS[s + 1], alpha=decay)
+    return ahead_TS
 
 
 def _finite_by_copy(lambda_TS: Tensor, owner_S: Tensor, copies: int) -> Tensor:

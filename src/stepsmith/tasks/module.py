@@ -73,6 +73,7 @@ class ModuleTask(Task):
         self.name = name or type(self._module).__name__
         self.has_test = self.data.test is not None
         self._check_module()
+        self._tied = _has_ties(self._module)
         self._random = self._probe()
         if stacking == "auto":
             stacking = self._choose_stacking()
@@ -192,11 +193,11 @@ class ModuleTask(Task):
         buffers = {key: value.clone() for key, value in buffers.items()} if train else buffers
         if self._module.training != train:
             self._module.train(train)
-        if generator is not None and train and self._random:
-            with seeded(generator, self.device):
-                output = functional_call(self._module, {**params, **buffers}, (inputs,))
-        else:
-            output = functional_call(self._module, {**params, **buffers}, (inputs,))
+        own = generator if train and self._random else None
+        with nullcontext() if own is None else seeded(own, self.device):
+            output = functional_call(
+                self._module, {**params, **buffers}, (inputs,), tie_weights=self._tied
+            )
         metrics: Metrics = {}
         if not train and isinstance(output, Tensor) and _are_scores(output, targets):
             metrics["accuracy"] = (output.argmax(-1) == targets).to(output.dtype).mean()
@@ -211,3 +212,12 @@ class ModuleTask(Task):
 
 def _are_scores(output: Tensor, targets: Tensor) -> bool:
     return output.dim() == targets.dim() + 1 and not targets.is_floating_point()
+
+
+def _has_ties(module: nn.Module) -> bool:
+    """Whether two names mean one tensor; looking for ties at every call would cost a tenth of a
+    small network's gradient."""
+    return any(
+        len(list(members(remove_duplicate=False))) != len(list(members()))
+        for members in (module.named_parameters, module.named_buffers)
+    )
