@@ -74,6 +74,7 @@ class ModuleTask(Task):
         self.has_test = self.data.test is not None
         self._check_module()
         self._tied = _has_ties(self._module)
+        self._random = False
         self._random = self._probe()
         if stacking == "auto":
             stacking = self._choose_stacking()
