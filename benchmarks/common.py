@@ -25,7 +25,7 @@ after something else that emptied the caches."""
 
 
 def in_turn(work: Mapping[str, Callable[[], Any]], rounds: int) -> dict[str, list[float]]:
-    """Seconds of each piece of work, `rounds` times, taking turns after one round to warm up."""
+    """Seconds of each piece of work, `rounds` times, taking turns after two rounds to warm up."""
     times: dict[str, list[float]] = {name: [] for name in work}
     repeats = dict.fromkeys(work, 1)
     for round_ in range(rounds + 2):

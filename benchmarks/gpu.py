@@ -80,8 +80,7 @@ def stepper(
     rule: LSTMRule, n: int, carry_dtype: torch.dtype, backend: str
 ) -> Callable[[torch.Tensor], torch.Tensor]:
     params = torch.zeros(1, n, device=device())
-    state = rule.init_state(params)
-    state["step"] = torch.zeros(1, 1, device=device())
+    state = kernels.init_state(rule, params)
     carry = rule.init_carry(n, dtype=carry_dtype, device=device())
     advance = kernels.advance_function(
         rule, fresh_weights(rule), torch.float32, device(), backend, carry_dtype

@@ -119,8 +119,7 @@ def steps(task: Task, rule: Rule) -> Callable[[], None]:
 def replays(task: Task, rule: LSTMRule, fraction: float) -> Callable[[], None]:
     sampled = int(fraction * Copies(task, [0]).layout.total)
     grads_TCS = torch.randn(UNROLL, 1, sampled) * 1e-2
-    state = rule.init_state(grads_TCS[0])
-    state["step"] = torch.zeros(1, 1)
+    state = kernels.init_state(rule, grads_TCS[0])
     carry, weights = rule.init_carry(sampled), rule.init()
 
     def run() -> None:

@@ -51,8 +51,7 @@ def platform(rule: LSTMRule, n: int) -> Callable[[], object]:
 def backend(rule: LSTMRule, n: int, name: str) -> Callable[[], object]:
     advance = kernels.advance_function(rule, rule.init(), torch.float32, CPU, name)
     grad = torch.randn(1, n) * 1e-2
-    state, carry = rule.init_state(grad), rule.init_carry(n)
-    state["step"] = torch.zeros(1, 1)
+    state, carry = kernels.init_state(rule, grad), rule.init_carry(n)
     return lambda: advance(grad, grad, state, carry)
 
 

@@ -25,7 +25,7 @@ from stepsmith.evaluate import BASELINES, Key, Records, evaluate
 from stepsmith.evaluate.cost import MakeOptimizer, seconds_per_step
 from stepsmith.evaluate.run import Settings, add_meta_training, learned_key
 from stepsmith.hub import BUNDLED, TrainedRule, load
-from stepsmith.kernels import resolve
+from stepsmith.kernels import BACKENDS, resolve
 from stepsmith.meta.trainer import meta_train
 from stepsmith.optim import LearnedOptimizer
 from stepsmith.report import new_run_folder, rerender, write_results
@@ -214,9 +214,7 @@ def bench(
         typer.Option("--rule", "-r", help="Rule, bundled name or file; repeatable; all rules."),
     ] = None,
     rounds: Annotated[int, typer.Option(help="Timings of each, taken in turn.")] = 15,
-    backend: Annotated[
-        str, typer.Option(help="auto, reference, chunked, native, triton.")
-    ] = "auto",
+    backend: Annotated[str, typer.Option(help=f"One of {', '.join(BACKENDS)}.")] = "auto",
     source: Source = "auto",
     data_dir: DataDir = None,
 ) -> None:

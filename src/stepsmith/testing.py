@@ -310,19 +310,16 @@ def _features(rule: Rule, grads: list[Tensor]) -> tuple[list[Tensor], list[Tenso
     return features, scales
 
 
-def _stacked_state(rule: Rule, param_CN: Tensor) -> State:
+def _aged_state(rule: Rule, param_CN: Tensor) -> State:
     """A fresh state of copies that have made 0, 1, 2, ... steps."""
-    ages_C1 = torch.arange(float(len(param_CN)), dtype=param_CN.dtype)[:, None]
-    return {
-        key: ages_C1.clone() if key == "step"
-        else value.expand(len(param_CN), 1).clone() if key in rule.per_tensor else value
-        for key, value in rule.init_state(param_CN).items()
-    }  # fmt: skip
+    state = kernels.init_state(rule, param_CN)
+    state["step"] += torch.arange(float(len(param_CN)))[:, None]
+    return state
 
 
 def _check_steps(rule: Rule, weights: Weights, grads: list[Tensor], backend: str) -> None:
     param_CN, device = torch.ones_like(grads[0]), torch.device("cpu")
-    states = [_stacked_state(rule, param_CN) for _ in range(2)]
+    states = [_aged_state(rule, param_CN) for _ in range(2)]
     carries = [rule.init_carry(param_CN.numel()) for _ in range(2)]
     fused, plain = (
         kernels.advance_function(rule, weights, torch.float32, device, name)
@@ -347,7 +344,7 @@ def _check_steps(rule: Rule, weights: Weights, grads: list[Tensor], backend: str
 def _check_features(rule: Rule, grads: list[Tensor], backend: str) -> None:
     """A sample's features are those of the roll, each copy at its own age."""
     param_CN = torch.ones_like(grads[0])
-    state = _stacked_state(rule, param_CN)
+    state = _aged_state(rule, param_CN)
     before = {key: value.clone() for key, value in state.items()}
     stacked = torch.stack(grads)
     features, scale = kernels.sample_features(

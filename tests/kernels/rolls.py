@@ -25,10 +25,8 @@ class Roll:
     ):
         params = torch.zeros(copies, n, device=device)
         self.carry = rule.init_carry(copies * n, dtype=carry_dtype, device=device)
-        self.state = {
-            key: torch.arange(3.0, 3 + copies, device=device)[:, None] if key == "step" else value
-            for key, value in rule.init_state(params).items()
-        }
+        self.state = kernels.init_state(rule, params)
+        self.state["step"] += torch.arange(3.0, 3 + copies, device=device)[:, None]
         self.advance = kernels.advance_function(
             rule, fresh_weights(rule), torch.float32, device, backend, carry_dtype
         )

@@ -289,3 +289,53 @@ except ValueError as error:
     ]  # fmt: skip
     assert done.stderr.count("numba cannot be used") == 1
     assert len(done.stderr.splitlines()) == 1
+
+
+def test_what_compiled_code_cannot_see_is_refused():
+    roll = Roll(make_rule("joined"), "native", 1, 40)
+    with pytest.raises(ValueError, match=r"float32 tensors on the CPU, got torch.float64"):
+        roll(torch.zeros(1, 40, dtype=torch.float64))
+    roll.state["exp_avg"] = roll.state["exp_avg"].to(torch.bfloat16)
+    with pytest.raises(ValueError, match=r"got torch.bfloat16"):
+        roll(torch.zeros(1, 40))
+    roll = Roll(make_rule("joined"), "native", 1, 40)
+    roll.carry = {key: value.repeat(1, 2)[:, ::2] for key, value in roll.carry.items()}
+    with pytest.raises(ValueError, match="last dimension contiguous"):
+        roll(torch.zeros(1, 40))
+
+
+def test_a_copied_roll_goes_its_own_way():
+    import copy
+
+    grads = gradients(3, 2, 50)
+    first = Roll(make_rule("joined"), "native", 2, 50)
+    first(grads[0])
+    second = copy.deepcopy(first)
+    assert torch.equal(first(grads[1]), second(grads[1]))
+    assert not torch.equal(first(grads[2]), second(-grads[2]))
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_the_default_dtype_does_not_matter(dtype):
+    rule, grads = make_rule("joined"), gradients(4, 2, 30)
+    state = kernels.init_state(rule, torch.zeros(2, 30))
+    usual = kernels.sample_features(rule, grads, grads, state, "native")
+    try:
+        torch.set_default_dtype(dtype)
+        odd = kernels.sample_features(rule, grads, grads, state, "native")
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert all(torch.equal(one, two) for one, two in zip(usual, odd, strict=True))
+
+
+@pytest.mark.parametrize("backend", ["native", "chunked", "reference"])
+def test_a_replay_widens_a_narrow_carry(backend):
+    rule = make_rule("joined")
+    features, carry = drawn(rule, 5, 40)
+    narrow = {key: value.to(torch.bfloat16) for key, value in carry.items()}
+    wide = {key: value.float() for key, value in narrow.items()}
+    one, two = (
+        kernels.replay(rule, fresh_weights(rule), features, kept, torch.ones(5, 40), None, backend)
+        for kept in (narrow, wide)
+    )
+    assert all(torch.equal(one[key], two[key]) for key in one)

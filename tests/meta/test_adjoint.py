@@ -7,6 +7,7 @@ from typing import ClassVar
 
 import pytest
 import torch
+from tests.conftest import make_tiny_task
 
 from stepsmith.meta.adjoint import adjoint_window, sample_coordinates
 from stepsmith.meta.losses import META_LOSSES, meta_loss
@@ -206,3 +207,22 @@ def test_final_loss_is_the_mean_of_the_last_tenth():
     losses = torch.arange(100, dtype=torch.float64)[:, None]
     value, _ = meta_loss("final", losses, torch.arange(1, 101)[:, None], 100)
     assert float(value) == pytest.approx(sum(range(90, 100)) / 10)
+
+
+@pytest.mark.parametrize("backend", ["auto", "reference"])
+def test_a_second_window_with_a_carry_in_bfloat16(backend):
+    task = make_tiny_task(dtype=torch.float32)
+    rule = make_rule("joined", hidden=3)
+    gradients = []
+    for dtype in (torch.bfloat16, torch.float32):
+        drawn = rule.init(torch.Generator().manual_seed(0))
+        weights = {key: value.requires_grad_() for key, value in drawn.items()}
+        copies = Copies(task, [0, 1])
+        stepper = RuleStepper(
+            rule, weights, copies.theta, copies.layout, backend=backend, carry_dtype=dtype
+        )
+        for _ in range(2):
+            window = adjoint_window(copies, stepper, weights, 4)
+        gradients.append(torch.cat([g.reshape(-1) for g in window.gradients.values()]))
+    narrow, wide = gradients
+    assert (narrow - wide).norm() < 0.03 * wide.norm()

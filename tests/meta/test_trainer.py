@@ -192,3 +192,10 @@ def test_a_checkpoint_of_another_parent_is_refused(tmp_path):
     meta_train(Quadratic(3), first, steps=20, horizon=5, out=tmp_path)
     with pytest.raises(CheckpointError, match="parent"):
         meta_train(Quadratic(3), "joined", steps=40, horizon=5, out=tmp_path, resume=True)
+
+
+def test_weights_that_require_gradients_are_no_obstacle():
+    first = meta_train(Quadratic(3), "joined", steps=20, horizon=5)
+    for value in first.weights.values():
+        value.requires_grad_()
+    assert meta_train(Quadratic(3), first, steps=20, horizon=5).horizon == 5

@@ -555,3 +555,49 @@ def test_a_finite_gradient_whose_sum_overflows_is_no_reason_to_skip():
     optimizer.step()
     assert optimizer.skipped_steps == 0
     assert param.detach().any()
+
+
+@pytest.mark.parametrize("saved", [torch.bfloat16, torch.float64])
+def test_a_state_saved_in_another_dtype_is_cast(saved):
+    params, others = parameters(torch.float32), parameters(torch.float32)
+    first, second = LearnedOptimizer(params, trained()), LearnedOptimizer(others, trained())
+    run(first, params, range(3))
+    state = first.state_dict()
+    for entry in state["state"].values():
+        for key in entry:
+            entry[key] = entry[key].to(saved)
+    second.load_state_dict(state)
+    for param, other in zip(params, others, strict=True):
+        other.data.copy_(param.data)
+    run(first, params, range(3, 5))
+    run(second, others, range(3, 5))
+    for param, other in zip(params, others, strict=True):
+        assert other.isfinite().all()
+        torch.testing.assert_close(other, param, rtol=0, atol=5e-3)
+    kinds = {value.dtype for entry in second.state.values() for value in entry.values()}
+    assert kinds == {torch.float32}
+
+
+def test_a_carry_in_bfloat16():
+    params, others = parameters(torch.float32), parameters(torch.float32)
+    narrow = LearnedOptimizer(params, trained(), carry_dtype=torch.bfloat16)
+    run(narrow, params, range(4))
+    run(LearnedOptimizer(others, trained()), others, range(4))
+    for param, other in zip(params, others, strict=True):
+        torch.testing.assert_close(param, other, rtol=0, atol=5e-3)
+        kinds = {key: value.dtype for key, value in narrow.state.get(param, {}).items()}
+        if not kinds:  # an empty parameter has no state
+            continue
+        assert kinds["h0"] == kinds["c0"] == torch.bfloat16
+        assert kinds["exp_avg"] == torch.float32
+    again = LearnedOptimizer(params, trained(), carry_dtype=torch.bfloat16)
+    again.load_state_dict(narrow.state_dict())
+    for param, entry in narrow.state.items():
+        for key, value in entry.items():
+            assert value.dtype == again.state[param][key].dtype
+            assert torch.equal(value, again.state[param][key])
+
+
+def test_a_carry_in_another_dtype_is_refused():
+    with pytest.raises(ValueError, match=r"carry_dtype must be torch.float32, torch.bfloat16"):
+        LearnedOptimizer(parameters(torch.float32), trained(), carry_dtype=torch.float16)

@@ -257,3 +257,13 @@ def test_a_shared_weight_is_one_parameter():
     zero = {key: torch.zeros_like(value) for key, value in params.items()}
     batch = (torch.ones(2, 3), torch.zeros(2, 3))
     assert float(task.loss(zero, buffers, batch, None, True)[0]) == 0
+
+
+def test_the_convolution_under_autocast_and_its_kernel():
+    layer, images = Convolution(1, 3, 3), torch.randn(2, 1, 4, 4)
+    with torch.autocast("cpu", torch.bfloat16):
+        output = layer(images)
+    output.float().sum().backward()
+    assert layer.weight.grad is not None
+    with pytest.raises(ValueError, match="kernel must be odd, got 4"):
+        Convolution(1, 3, 4)

@@ -25,6 +25,7 @@ from torch import Tensor
 from stepsmith.kernels import lstm, plain
 from stepsmith.names import unknown
 from stepsmith.rules.base import Carry, Rule, State, Weights
+from stepsmith.rules.features import FeatureSet
 from stepsmith.rules.lstm import LSTMRule
 
 BACKENDS = ("auto", "reference", "chunked", "native", "triton")
@@ -137,9 +138,39 @@ def available(rule: Rule, dtype: torch.dtype, device: torch.device) -> list[str]
         return ["reference"]
     if _suits_native(dtype, device) and _native() is not None:
         return ["native", "chunked", "reference"]
-    if dtype == torch.float32 and device.type == "cuda" and _triton() is not None:
+    # ROCm's devices are called cuda too; the kernel is untested there.
+    nvidia = device.type == "cuda" and torch.version.hip is None
+    if dtype == torch.float32 and nvidia and _triton() is not None:
         return ["triton", "chunked", "reference"]
     return ["chunked", "reference"]
+
+
+def require_carry(rule: Rule, carry_dtype: torch.dtype | None) -> None:
+    """Check the dtype a carry is to be kept in.
+
+    Raises:
+        ValueError: neither float32 nor bfloat16, or a rule that couples coordinates.
+    """
+    if carry_dtype is None:
+        return
+    if carry_dtype not in (torch.float32, torch.bfloat16):
+        raise ValueError(
+            "carry_dtype must be torch.float32, torch.bfloat16 or None (as the statistics), got "
+            f"{carry_dtype!r}"
+        )
+    if rule.coupling != "none":
+        raise ValueError(
+            f"carry_dtype is for rules that couple no coordinates; {type(rule).__name__} does"
+        )
+
+
+def init_state(rule: Rule, param_CN: Tensor) -> State:
+    """Fresh statistics of C copies, for a rule that couples no coordinates: (C, N) tensors, and (C,
+    1) numbers for `Rule.per_tensor`."""
+    return {
+        key: value.repeat(len(param_CN), 1) if key in rule.per_tensor else value
+        for key, value in rule.init_state(param_CN).items()
+    }
 
 
 def _suits_native(dtype: torch.dtype, device: torch.device) -> bool:
@@ -162,9 +193,13 @@ def require_form(rule: Rule, backend: str) -> None:
 
 def _has_fused_form(rule: Rule) -> bool:
     """Whether this is an LSTM rule whose parts are the ones that the fused forms mirror."""
-    return isinstance(rule, LSTMRule) and all(
-        getattr(type(rule), part) is getattr(LSTMRule, part)
-        for part in ("features", "network", "step", "init_state", "init_carry")
+    return (
+        isinstance(rule, LSTMRule)
+        and type(rule.feature_set) is FeatureSet
+        and all(
+            getattr(type(rule), part) is getattr(LSTMRule, part)
+            for part in ("features", "network", "step", "init_state", "init_carry")
+        )
     )
 
 
@@ -210,8 +245,8 @@ def advance_function(
 def network_function(
     rule: Rule, weights: Weights, dtype: torch.dtype, device: torch.device, backend: str = "auto"
 ) -> plain.NetworkStep:
-    """The network's step alone, for rules that couple coordinates; arguments as
-    `advance_function`."""
+    """The network's step alone, for rules that couple coordinates (the fused forms have none);
+    arguments as `advance_function`."""
     picked = resolve(rule, backend, dtype, device)
     return plain.network_step(rule, weights, dtype, device, picked)
 
@@ -256,7 +291,7 @@ def replay(
         rule: the rule.
         weights: its weights.
         features_TFS: (T, F, S) features, constants.
-        carry: (K, S) tensors before the first step, constants.
+        carry: (K, S) tensors before the first step, constants; of any floating dtype.
         adjoint_TS: (T, S).
         scale_TS: (T, S) scales as `Rule.features` returned them, or None.
         backend: one of `BACKENDS`.
@@ -268,6 +303,7 @@ def replay(
         ValueError: as `resolve`.
     """
     picked = resolve(rule, backend, features_TFS.dtype, features_TFS.device)
+    carry = {key: value.to(features_TFS.dtype) for key, value in carry.items()}
     if picked == "native":
         native = _native()
         assert native is not None

@@ -11,6 +11,7 @@ O = outputs.
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import torch
@@ -116,11 +117,14 @@ def platform_sequence(
         torch.stack([carry[f"{kind}{layer}"].t() for layer in range(rule.layers)]).contiguous()
         for kind in "hc"
     )
-    # Training mode even where autograd is off: cuDNN then keeps what its backward pass needs.
-    hidden_TSH = torch.lstm(
-        features_TFS.transpose(1, 2).contiguous(), (h_LSH, c_LSH), flat,
-        True, rule.layers, 0.0, True, False, False,
-    )[0]  # fmt: skip
+    with warnings.catch_warnings():
+        # cuDNN asks for weights in one piece; these are small, and its copy of them costs nothing.
+        warnings.filterwarnings("ignore", "RNN module weights are not part of single contiguous")
+        # Training mode even where autograd is off: cuDNN then keeps what its backward pass needs.
+        hidden_TSH = torch.lstm(
+            features_TFS.transpose(1, 2).contiguous(), (h_LSH, c_LSH), flat,
+            True, rule.layers, 0.0, True, False, False,
+        )[0]  # fmt: skip
     output_TOS = (hidden_TSH @ weights["head.weight"].t()).transpose(1, 2)
     return output_TOS + weights["head.bias"][:, None] if rule.bias else output_TOS
 

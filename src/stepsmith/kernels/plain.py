@@ -123,10 +123,15 @@ def sample_features(
     Returns:
         (T, F, C * S) features, and (T, C * S) scales where the rule has some.
     """
-    features, scales = [], []
-    for grad_CS, param_CS in zip(grads_TCS, params_TCS, strict=True):
+    features_TFS = scale_TS = None
+    for t, (grad_CS, param_CS) in enumerate(zip(grads_TCS, params_TCS, strict=True)):
         feature_FCS, scale_CS, state = rule.features(grad_CS, param_CS, state, (grad_CS.shape[1],))
-        features.append(feature_FCS.flatten(1))
-        if scale_CS is not None:
-            scales.append(scale_CS.reshape(-1))
-    return torch.stack(features), torch.stack(scales) if scales else None
+        if features_TFS is None:
+            features_TFS = feature_FCS.new_empty(len(grads_TCS), len(feature_FCS), grad_CS.numel())
+            if scale_CS is not None:
+                scale_TS = scale_CS.new_empty(len(grads_TCS), grad_CS.numel())
+        features_TFS[t] = feature_FCS.flatten(1)
+        if scale_CS is not None and scale_TS is not None:
+            scale_TS[t] = scale_CS.reshape(-1)
+    assert features_TFS is not None
+    return features_TFS, scale_TS

@@ -2,8 +2,9 @@
 
 Mirrors `stepsmith.rules.lstm.LSTMRule`, its reference: features, every layer's gates, state, carry
 and the step, each number read once and written once. Sizes that differ between optimizees are
-ordinary arguments, so that one compilation serves every shape; the step count and the weights are
-read on the device, so that a launch can be captured in a CUDA graph.
+ordinary arguments, on which nothing is specialised (but for the alignment of addresses), so that
+one compilation serves every shape; the step count and the weights are read on the device, so that a
+launch can be captured in a CUDA graph.
 
 Needs the `triton` package (it comes with PyTorch's CUDA builds); importing this module without it
 fails. With `TRITON_INTERPRET=1` it runs on the CPU, slowly, for tests.
@@ -18,6 +19,8 @@ rounded up to a power of two, B = coordinates of a program, K = channels.
 from __future__ import annotations
 
 import math
+import os
+from contextlib import nullcontext
 
 import torch
 import triton
@@ -34,7 +37,7 @@ _RAW, _LOG_SIGN, _ADAM, _JOINED = (
 _HOLD, _MOMENTUM = (tl.constexpr(FRAMES.index(name)) for name in ("hold", "momentum"))
 _LARGEST = tl.constexpr(LARGEST_GRADIENT)
 
-INTERPRETED = triton.knobs.runtime.interpret
+INTERPRETED = os.environ.get("TRITON_INTERPRET", "0").lower() in ("1", "true", "yes", "on")
 """Whether kernels run under Triton's interpreter: on the CPU, one operation at a time."""
 
 SMALLEST_DOT = 16
@@ -215,7 +218,7 @@ def packed_weights(rule: LSTMRule, weights: Weights) -> Tensor:
         parts.append(columns(bias[:, None], 1))
         parts.append(columns(weight[:, :inputs], inputs if layer == 0 else rows))
         parts.append(columns(weight[:, inputs:], rows))
-    head = torch.zeros(high + 1)
+    head = torch.zeros(high + 1, dtype=torch.float32)
     head[:units] = weights["head.weight"][0].detach().float().cpu()
     if rule.bias:
         head[high] = weights["head.bias"].detach().float().cpu()[0]
@@ -251,16 +254,16 @@ class TritonAdvance:
         self._set: FeatureSet = rule.feature_set
         self._weights = packed_weights(rule, weights).to(device)
         self._precision = precision or ("ieee" if rule.hidden <= 8 else "tf32x3")
-        self._carries: tuple[tuple[int, ...], Tensor] | None = None
+        self._tables: dict[tuple[int, ...], Tensor] = {}
 
     def _carry_table(self, carry: Carry) -> Tensor:
         """Addresses and row strides of every layer's tensors, on the device."""
         tensors = [carry[f"{kind}{i}"] for i in range(self._rule.layers) for kind in "hc"]
         numbers = tuple(n for t in tensors for n in (t.data_ptr(), t.stride(0)))
-        # Kept, so that a step that is captured in a CUDA graph copies nothing from the host.
-        if self._carries is None or self._carries[0] != numbers:
-            self._carries = (numbers, torch.tensor(numbers, dtype=torch.int64).to(self._device))
-        return self._carries[1]
+        # Kept: a captured CUDA graph reads its table at every replay, and may not copy it anew.
+        if numbers not in self._tables:
+            self._tables[numbers] = torch.tensor(numbers, dtype=torch.int64).to(self._device)
+        return self._tables[numbers]
 
     def __call__(self, grad_CN: Tensor, param_CN: Tensor, state: State, carry: Carry) -> Tensor:
         """Advance `state` (float32) and `carry` (float32 or bfloat16); returns the steps (C, N)."""
@@ -275,16 +278,19 @@ class TritonAdvance:
         second = state.get("exp_avg_sq", delta_CN)
         block = 64 if rule.hidden <= 8 else 32
         kind = tl.bfloat16 if carry["h0"].dtype == torch.bfloat16 else tl.float32
-        _step[(triton.cdiv(total, block),)](
-            grad_CN, first, second, state["step"], self._carry_table(carry), self._weights,
-            delta_CN, grad_CN.shape[1], total, _log_of(moments.beta1), _log_of(moments.beta2),
-            moments.beta2, 1 - moments.beta1, 1 - moments.beta2, moments.eps, 1 / self._set.p,
-            math.exp(-self._set.p), math.exp(self._set.p), -rule.step_scale,
-            SET=FEATURE_SETS.index(self._set.name), FRAME=FRAMES.index(self._set.frame),
-            INPUTS=self._set.count, UNITS=rule.hidden, LAYERS=rule.layers,
-            BOUNDED=rule.output == "tanh", CARRY=kind, PRECISION=self._precision,
-            B=block, U=unit_columns(rule), K=dot_rows(rule), num_warps=4,
-        )  # fmt: skip
+        on_gpu = self._device.type == "cuda"
+        # Triton launches on the current device, whatever the tensors' own is.
+        with torch.cuda.device(self._device) if on_gpu else nullcontext():
+            _step[(triton.cdiv(total, block),)](
+                grad_CN, first, second, state["step"], self._carry_table(carry), self._weights,
+                delta_CN, grad_CN.shape[1], total, _log_of(moments.beta1), _log_of(moments.beta2),
+                moments.beta2, 1 - moments.beta1, 1 - moments.beta2, moments.eps, 1 / self._set.p,
+                math.exp(-self._set.p), math.exp(self._set.p), -rule.step_scale,
+                SET=FEATURE_SETS.index(self._set.name), FRAME=FRAMES.index(self._set.frame),
+                INPUTS=self._set.count, UNITS=rule.hidden, LAYERS=rule.layers,
+                BOUNDED=rule.output == "tanh", CARRY=kind, PRECISION=self._precision,
+                B=block, U=unit_columns(rule), K=dot_rows(rule), num_warps=4,
+            )  # fmt: skip
         return delta_CN
 
 

@@ -151,13 +151,12 @@ def adjoint_window(
 
     finite_C = counted_TC.isfinite().all(0) & losses_TC.isfinite().all(0)
     owner_S = index_S // layout.total
-    ahead_TS = torch.zeros(steps, len(index_S), device=device, dtype=dtype)
+    lambda_TS = torch.zeros(steps, len(index_S), device=device, dtype=dtype)
     if losses == "after":
-        torch.mul(w_TC.index_select(1, owner_S), record.grads_TS[1:], out=ahead_TS)
+        torch.mul(w_TC.index_select(1, owner_S), record.grads_TS[1:], out=lambda_TS)
     else:
-        torch.mul(w_TC[1:].index_select(1, owner_S), record.grads_TS[1:-1], out=ahead_TS[:-1])
-    decay = discount * (1 - stepper.lr * stepper.weight_decay)
-    lambda_TS = _suffix_sums(ahead_TS, decay)
+        torch.mul(w_TC[1:].index_select(1, owner_S), record.grads_TS[1:-1], out=lambda_TS[:-1])
+    _sum_suffixes_(lambda_TS, discount * (1 - stepper.lr * stepper.weight_decay))
     finite_C = finite_C & _finite_by_copy(lambda_TS, owner_S, len(copies))
     alive = max(1, int(finite_C.sum()))
     lambda_TS *= weight_S * (stepper.lr / alive)
@@ -183,8 +182,9 @@ class _Record:
         self._copies = len(copies)
         self._step = 0
         self.grads_TS = copies.theta.new_zeros(steps + 1, len(index_S))
-        self._params_TS = self.grads_TS[:-1]
-        if stepper.rule.reads_param and stepper.uncoupled:
+        self._keeps_params = stepper.rule.reads_param and stepper.uncoupled
+        self._params_TS = self.grads_TS[:-1]  # anything of the shape, where not read
+        if self._keeps_params:
             self._params_TS = copies.theta.new_empty(steps, len(index_S))
         self._state: State = {}
         if stepper.uncoupled:
@@ -194,8 +194,7 @@ class _Record:
                 else self._sampled(value).view(self._copies, -1)
                 for key, value in stepper.state.items()
             }
-        self._features: list[Tensor] = []
-        self._scales: list[Tensor] = []
+        self._features_TFS = self._scale_TS = None
 
     def _sampled(self, value_CP: Tensor) -> Tensor:
         flat = value_CP.reshape(-1)
@@ -206,12 +205,17 @@ class _Record:
         self.grads_TS[start.step] = self._sampled(start.grad_CP)
 
     def _keep_features(self, features_FN: Tensor, scale_N: Tensor | None) -> None:
-        self._features.append(features_FN.index_select(1, self._index))
-        if scale_N is not None:
-            self._scales.append(scale_N.index_select(0, self._index))
+        if self._features_TFS is None:
+            # Reserved at once: growing lists would double the memory when they are joined.
+            sampled = len(self._index)
+            self._features_TFS = features_FN.new_empty(self._steps, len(features_FN), sampled)
+            self._scale_TS = None if scale_N is None else scale_N.new_empty(self._steps, sampled)
+        self._features_TFS[self._step] = features_FN.index_select(1, self._index)
+        if scale_N is not None and self._scale_TS is not None:
+            self._scale_TS[self._step] = scale_N.index_select(0, self._index)
 
     def __call__(self, theta_CP: Tensor, grad_CP: Tensor) -> None:
-        if self._params_TS.data_ptr() != self.grads_TS.data_ptr():
+        if self._keeps_params:
             self._params_TS[self._step] = self._sampled(theta_CP)
         self._stepper(theta_CP, grad_CP, self._keep_features)
         self._step += 1
@@ -219,9 +223,8 @@ class _Record:
     def features(self) -> tuple[Tensor, Tensor | None]:
         """(T, F, S) features, and (T, S) scales or None where the rule has none."""
         stepper = self._stepper
-        if not stepper.uncoupled:
-            scales = torch.stack(self._scales) if self._scales else None
-            return torch.stack(self._features), scales
+        if self._features_TFS is not None:
+            return self._features_TFS, self._scale_TS
         grads_TCS, params_TCS = (
             value.view(self._steps, self._copies, -1)
             for value in (self.grads_TS[:-1], self._params_TS)
@@ -231,13 +234,10 @@ class _Record:
         )
 
 
-def _suffix_sums(ahead_TS: Tensor, decay: float) -> Tensor:
-    """lambda_s = ahead_s + decay * lambda_s+1, where ahead_s = w_s+1 g_s+1."""
-    if decay == 1:
-        return ahead_TS.flip(0).cumsum(0).flip(0)
+def _sum_suffixes_(ahead_TS: Tensor, decay: float) -> None:
+    """lambda_s = ahead_s + decay * lambda_s+1, where ahead_s = w_s+1 g_s+1; written over it."""
     for s in range(len(ahead_TS) - 2, -1, -1):
         ahead_TS[s].add_(ahead_TS[s + 1], alpha=decay)
-    return ahead_TS
 
 
 def _finite_by_copy(lambda_TS: Tensor, owner_S: Tensor, copies: int) -> Tensor:

@@ -166,7 +166,8 @@ class Run:
         first = int(torch.randint(2**40, (), generator=seeds))
         start = self.parent.weights if self.parent else rule.init(seeds)
         self.weights = {
-            key: value.to(task.device, copy=True).requires_grad_() for key, value in start.items()
+            key: value.detach().to(task.device, copy=True).requires_grad_()
+            for key, value in start.items()
         }
         self.best = {key: value.detach().clone() for key, value in self.weights.items()}
         # Seeds above all that validation and evaluation use.

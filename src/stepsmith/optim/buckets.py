@@ -87,13 +87,11 @@ class Bucket:
         carry = self.rule.init_carry(len(flat_n), dtype=self.carry_dtype, device=self.device)
         if entry:
             for key in state:
-                if key not in self.rule.per_tensor:
-                    state[key] = entry[key].reshape(-1)
-                else:
-                    state[key] = entry[key]
+                own = entry[key] if key in self.rule.per_tensor else entry[key].reshape(-1)
+                state[key] = own.to(state[key])
             for key in carry:
                 flat = entry[key].movedim(-1, 0).reshape(len(carry[key]), -1)
-                carry[key] = flat.to(self.carry_dtype)
+                carry[key] = flat.to(carry[key])
         return state, carry
 
     def _expose(self, member: Member) -> None:

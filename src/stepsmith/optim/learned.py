@@ -38,8 +38,9 @@ class LearnedOptimizer(torch.optim.Optimizer):
             changed, or `"ignore"` it, which saves the check.
         backend: how the network runs, one of `stepsmith.kernels.BACKENDS`; `"auto"` takes the
             fastest there is for each dtype and device.
-        carry_dtype: of the recurrent state; `torch.bfloat16` halves its memory, and on a GPU the
-            time of a step that memory bounds (what it costs in loss: `docs/5-speed.md`).
+        carry_dtype: of the recurrent state between steps; `torch.bfloat16` halves its memory, and
+            on a GPU the time of a step that memory bounds. On a CPU it costs time, and a float32
+            copy during the step. What it costs in loss: `docs/5-speed.md`.
 
     Raises:
         ValueError: negative or non-finite lr or weight_decay, complex parameters, unknown choices,
@@ -71,16 +72,7 @@ class LearnedOptimizer(torch.optim.Optimizer):
         require_choice("LearnedOptimizer", "nonfinite", nonfinite, ("skip", "refuse", "ignore"))
         self.trained = as_trained(rule)
         kernels.require_form(self.trained.rule, backend)
-        if carry_dtype not in (None, torch.float32, torch.bfloat16):
-            raise ValueError(
-                f"LearnedOptimizer: carry_dtype must be torch.float32, torch.bfloat16 or None (as "
-                f"the statistics), got {carry_dtype!r}"
-            )
-        if carry_dtype is not None and self.trained.rule.coupling != "none":
-            raise ValueError(
-                f"LearnedOptimizer: carry_dtype is for rules that couple no coordinates; "
-                f"{self.trained.name!r} does"
-            )
+        kernels.require_carry(self.trained.rule, carry_dtype)
         self.backend = backend
         self.carry_dtype = carry_dtype
         self.nonfinite = nonfinite

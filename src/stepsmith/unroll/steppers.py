@@ -41,7 +41,7 @@ class RuleStepper:
         lr: factor on every step.
         weight_decay: decoupled: theta <- (1 - lr * weight_decay) theta + lr * step.
         backend: that makes the steps.
-        carry_dtype: of the carry, where it is not the parameters' (`torch.bfloat16` halves it).
+        carry_dtype: of the carry between steps, where it is not the parameters'.
 
     Attributes:
         state: coordinate statistics (C, P); per-tensor ones (C, tensors), or (C, 1) where the rule
@@ -65,6 +65,7 @@ class RuleStepper:
         self.lr, self.weight_decay = lr, weight_decay
         self.backend = backend
         self.state = self._fresh_state(theta_CP)
+        kernels.require_carry(rule, carry_dtype)
         self.carry_dtype = carry_dtype or theta_CP.dtype
         self.carry = self._fresh_carry(theta_CP)
         self.load(weights, theta_CP)
@@ -85,11 +86,7 @@ class RuleStepper:
     def _fresh_state(self, theta_CP: Tensor) -> State:
         copies = len(theta_CP)
         if self.uncoupled:
-            one = self.rule.init_state(theta_CP)
-            return {
-                key: value.repeat(copies, 1) if key in self.rule.per_tensor else value
-                for key, value in one.items()
-            }
+            return kernels.init_state(self.rule, theta_CP)
         parts = [
             torch.func.vmap(self.rule.init_state)(theta_CP[:, span]) for span in self.layout.spans
         ]

@@ -9,7 +9,8 @@ compiles is cached on disk where there is a place to write.
 - `team.py`: running one compiled function on all of torch's threads.
 """
 
-from stepsmith.kernels.native.replay import replay, sample_features
+from stepsmith.kernels.native.features import sample_features
+from stepsmith.kernels.native.replay import replay
 from stepsmith.kernels.native.step import NativeAdvance
 
 __all__ = ["NativeAdvance", "replay", "sample_features"]

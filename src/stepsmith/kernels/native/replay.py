@@ -18,7 +18,7 @@ import torch
 from numba import carray
 from torch import Tensor
 
-from stepsmith.kernels.native import features, team
+from stepsmith.kernels.native import team
 from stepsmith.kernels.native.maths import (
     ONE,
     entry,
@@ -37,7 +37,7 @@ from stepsmith.kernels.native.step import (
     padded,
 )
 from stepsmith.kernels.native.tiles import TILE, add_products, affine
-from stepsmith.rules.base import Carry, State, Weights
+from stepsmith.rules.base import Carry, Weights
 from stepsmith.rules.lstm import LSTMRule
 
 BUFFER = 1 << 24
@@ -46,15 +46,6 @@ BUFFER = 1 << 24
 PARTS = 64
 """Most parts a replay is cut into; set by the sample's size alone, so that the sum over parts is
 the same for any number of threads."""
-
-FEATURES_RECORD = np.dtype(
-    [
-        ("counter", np.int64), ("steps", np.int64), ("copies", np.int64), ("size", np.int64),
-        ("grads", np.int64), ("features", np.int64), ("scale", np.int64), ("count", np.int64),
-        *features.FIELDS,
-    ],
-    align=True,
-)  # fmt: skip
 
 RECORD = np.dtype(
     [
@@ -69,84 +60,6 @@ where there is none; `backward` that of the transposed columns a gradient flows 
 the first layer (H, 4H) of the hidden state, for the others (2H, 4H), each padded to even rows."""
 
 _ZERO = np.float32(0)
-
-
-@jit
-def _features_work(a):
-    """Features of all steps, a span of a copy's coordinates at a time."""
-    size = a.size
-    sampled = a.copies * size
-    spans = (size + BLOCK - 1) // BLOCK
-    grads = carray(numbers(a.grads), (a.steps, sampled))
-    out = carray(numbers(a.features), (a.steps, a.count, sampled))
-    scales = carray(numbers(a.scale), (a.steps, sampled))
-    corrections = carray(numbers(a.corrections), (a.steps, a.copies, 2))
-    first = carray(numbers(a.first), (sampled if a.first else 0,))
-    second = carray(numbers(a.second), (sampled if a.second else 0,))
-    spare = np.empty(BLOCK, np.float32)
-    while True:
-        piece = next_piece(a.counter)
-        if piece >= a.copies * spans:
-            return
-        copy = piece // spans
-        start = copy * size + piece % spans * BLOCK
-        end = min(start + BLOCK, (copy + 1) * size)
-        one = first[start:end] if len(first) else spare
-        two = second[start:end] if len(second) else spare
-        for t in range(a.steps):
-            features.compute(
-                a, grads[t, start:end], one, two, corrections[t, copy], out[t], scales[t], start
-            )
-
-
-def _make_features(stamp: int) -> Any:
-    def sample_features(raw):
-        if stamp:
-            _features_work(carray(raw, (1,), FEATURES_RECORD)[0])
-
-    return sample_features
-
-
-@cache
-def _features_entry() -> int:
-    return entry(_make_features)
-
-
-def sample_features(
-    rule: LSTMRule, grads_TCS: Tensor, state: State
-) -> tuple[Tensor, Tensor | None]:
-    """Features of a sequence of gradients.
-
-    Args:
-        rule: the rule.
-        grads_TCS: (T, C, S / C) float32 gradients.
-        state: (C, S / C) statistics before the first, and `step`, (C, 1); not written to.
-
-    Returns:
-        (T, F, S) features, and (T, S) factors on the step where the rule's frame has some.
-    """
-    chosen = rule.feature_set
-    steps, copies, size = grads_TCS.shape
-    grads_TCS = grads_TCS.contiguous()
-    out = torch.empty(steps, chosen.count, copies * size)
-    scale = torch.ones(steps, copies * size)
-    record = np.zeros(1, FEATURES_RECORD)
-    features.describe(record[0], chosen)
-    kept = [tensor.clone() for tensor in features.statistics(chosen, state)]
-    ages = state["step"].reshape(-1).double().numpy()
-    corrections = features.corrections(chosen, ages + np.arange(1, steps + 1)[:, None])
-    counter = np.zeros(1, np.int64)
-    values = {
-        "counter": counter.ctypes.data, "steps": steps, "copies": copies, "size": size,
-        "grads": grads_TCS.data_ptr(), "features": out.data_ptr(), "scale": scale.data_ptr(),
-        "count": chosen.count, "corrections": corrections.ctypes.data,
-    }  # fmt: skip
-    for name, tensor in zip(("first", "second"), kept, strict=False):
-        values[name] = tensor.data_ptr()
-    for name, value in values.items():
-        record[0][name] = value
-    team.run(_features_entry(), record, copies * -(-size // BLOCK))
-    return out, None if chosen.frame == "none" else scale
 
 
 @jit
@@ -397,15 +310,16 @@ def replay(
     backward, counter = _transposed(rule, weights), np.zeros(1, np.int64)
     held = [features_TFS.contiguous(), adjoint_TS.contiguous()]
     states = [carry[f"{kind}{i}"].contiguous() for i in range(rule.layers) for kind in "hc"]
-    places = np.array([tensor.data_ptr() for tensor in states], np.int64)
+    places = np.array([team.address(tensor) for tensor in states], np.int64)
     values = {
         "counter": counter.ctypes.data, "steps": steps, "sampled": sampled, "block": block,
-        "width": width, "features": held[0].data_ptr(), "carries": places.ctypes.data,
-        "adjoint": held[1].data_ptr(), "sums": sums.ctypes.data, "backward": backward.ctypes.data,
+        "width": width, "features": team.address(held[0]), "carries": places.ctypes.data,
+        "adjoint": team.address(held[1]), "sums": sums.ctypes.data,
+        "backward": backward.ctypes.data,
     }  # fmt: skip
     if scale_TS is not None:
         held.append(scale_TS.contiguous())
-        values["scale"] = held[2].data_ptr()
+        values["scale"] = team.address(held[2])
     for name, value in values.items():
         record[0][name] = value
     team.run(_entry(), record, parts)

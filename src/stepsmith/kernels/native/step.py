@@ -197,7 +197,6 @@ class NativeAdvance:
         self._counter = np.zeros(1, np.int64)
         features.describe(self._record[0], self._set)
         self._weights = describe_network(self._record[0], rule, weights)
-        self._record["counter"] = self._counter.ctypes.data
 
     def __call__(self, grad_CN: Tensor, param_CN: Tensor, state: State, carry: Carry) -> Tensor:
         """Advance `state` and `carry` in place, all float32; returns the steps (C, N)."""
@@ -208,10 +207,13 @@ class NativeAdvance:
             return delta_CN
         record = self._record[0]
         record["copies"], record["size"] = grad_CN.shape
-        record["grad"], record["delta"] = grad_CN.data_ptr(), delta_CN.data_ptr()
+        # Every address is written at every call: a copy of this object has arrays of its own.
+        record["weights"] = self._weights.ctypes.data
+        record["counter"] = self._counter.ctypes.data
+        record["grad"], record["delta"] = team.address(grad_CN), team.address(delta_CN)
         kept = features.statistics(self._set, state)
         for name, statistic in zip(("first", "second"), kept, strict=False):
-            record[name] = statistic.data_ptr()
+            record[name] = team.address(statistic)
         corrections = features.corrections(self._set, state["step"].reshape(-1).double().numpy())
         record["corrections"] = corrections.ctypes.data
         carries = np.array(
@@ -219,7 +221,7 @@ class NativeAdvance:
                 number
                 for layer in self._layers
                 for tensor in (carry[f"h{layer}"], carry[f"c{layer}"])
-                for number in (tensor.data_ptr(), tensor.stride(0))
+                for number in (team.address(tensor), tensor.stride(0))
             ],
             np.int64,
         )

@@ -19,6 +19,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch import Tensor
 
 
 @cache
@@ -40,6 +41,24 @@ def _parallel() -> Callable[..., None] | None:
 @cache
 def _pool(threads: int) -> ThreadPoolExecutor:
     return ThreadPoolExecutor(threads, "stepsmith-native")
+
+
+def address(tensor: Tensor) -> int:
+    """Where a tensor's float32 numbers begin, for compiled code, which cannot look for itself.
+
+    Raises:
+        ValueError: another dtype or device, or numbers of the last dimension that lie apart.
+    """
+    if tensor.dtype != torch.float32 or tensor.device.type != "cpu":
+        raise ValueError(
+            f"backend 'native' computes on float32 tensors on the CPU, got {tensor.dtype} on "
+            f"{tensor.device}"
+        )
+    if tensor.numel() and tensor.dim() and tensor.stride(-1) != 1 and tensor.shape[-1] > 1:
+        raise ValueError(
+            f"backend 'native' needs the last dimension contiguous, got strides {tensor.stride()}"
+        )
+    return tensor.data_ptr()
 
 
 def run(function: int, arguments: np.ndarray, pieces: int) -> None:

@@ -45,14 +45,20 @@ class _FewChannels(torch.autograd.Function):
 
 
 class Convolution(nn.Conv2d):
-    """`nn.Conv2d` of odd kernel that keeps height and width, its gradient fast on a CPU too."""
+    """`nn.Conv2d` of odd kernel that keeps height and width, its gradient fast on a CPU too.
+
+    Raises:
+        ValueError: an even kernel.
+    """
 
     def __init__(self, inputs: int, outputs: int, kernel: int):
+        if kernel % 2 == 0:
+            raise ValueError(f"Convolution: kernel must be odd, got {kernel}")
         super().__init__(inputs, outputs, kernel, padding=kernel // 2)
 
     def forward(self, input: Tensor) -> Tensor:
         """(B, X, height, width) to (B, Y, height, width)."""
-        if input.device.type != "cpu":
+        if input.device.type != "cpu" or torch.is_autocast_enabled("cpu"):
             return super().forward(input)
         return _FewChannels.apply(input, self.weight, self.bias)  # type: ignore[no-any-return]
 
