@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 JOBS   ?= $(shell nproc 2>/dev/null || echo 2)
 
-.PHONY: demo test test-slow lint bench clean
+.PHONY: demo test test-slow lint bench bench-check clean
 
 demo: $(READY)
 	$(BIN)/stepsmith demo
@@ -24,6 +24,9 @@ lint: $(READY)
 
 bench: $(READY)
 	$(BIN)/python -m benchmarks
+
+bench-check: $(READY)
+	$(BIN)/python -m benchmarks.check
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)

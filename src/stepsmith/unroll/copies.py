@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import cache, cached_property, partial
 
 import torch
 from torch import Tensor
@@ -46,17 +46,17 @@ class Layout:
         """The layout of these parameters."""
         return cls(tuple(params), tuple(tuple(p.shape) for p in params.values()))
 
-    @property
+    @cached_property
     def sizes(self) -> list[int]:
         """Numbers in each tensor."""
         return [int(torch.Size(shape).numel()) for shape in self.shapes]
 
-    @property
+    @cached_property
     def total(self) -> int:
         """P."""
         return sum(self.sizes)
 
-    @property
+    @cached_property
     def spans(self) -> list[slice]:
         """The slice of each tensor in the flat vector."""
         ends = torch.tensor(self.sizes).cumsum(0).tolist()
@@ -129,7 +129,7 @@ class Copies:
             done = [alone(copy) for copy in range(len(self))]
         losses, grads, buffers = zip(*done, strict=True)
         self.buffers = {key: torch.stack([b[key] for b in buffers]) for key in self.buffers}
-        return torch.stack(losses), torch.stack(grads)
+        return _stacked(losses), _stacked(grads)
 
     def _alone(self, copy: int, batch: Batch) -> tuple[Tensor, Tensor, Buffers]:
         """Loss (), gradient (P,) and buffers of one copy, by ordinary autograd."""
@@ -175,3 +175,8 @@ class Copies:
                     totals[key] = totals.get(key, torch.zeros_like(value)) + value * size
             rows.append({key: value / count for key, value in totals.items()})
         return {key: torch.stack([row[key] for row in rows]) for key in rows[0]}
+
+
+def _stacked(parts: Sequence[Tensor]) -> Tensor:
+    # One part needs no copy.
+    return parts[0][None] if len(parts) == 1 else torch.stack(tuple(parts))

@@ -192,7 +192,7 @@ class NativeAdvance:
 
     def __init__(self, rule: LSTMRule, weights: Weights):
         self._set = rule.feature_set
-        self._layers = range(rule.layers)
+        self._keys = [f"{kind}{layer}" for layer in range(rule.layers) for kind in "hc"]
         self._record = np.zeros(1, RECORD)
         self._counter = np.zeros(1, np.int64)
         features.describe(self._record[0], self._set)
@@ -214,17 +214,13 @@ class NativeAdvance:
         kept = features.statistics(self._set, state)
         for name, statistic in zip(("first", "second"), kept, strict=False):
             record[name] = team.address(statistic)
-        corrections = features.corrections(self._set, state["step"].reshape(-1).double().numpy())
+        steps = state["step"]
+        # One number is the usual case, and its array functions cost more than it.
+        counts = np.array([steps.item()]) if steps.numel() == 1 else steps.double().numpy()[:, 0]
+        corrections = features.corrections(self._set, counts)
         record["corrections"] = corrections.ctypes.data
-        carries = np.array(
-            [
-                number
-                for layer in self._layers
-                for tensor in (carry[f"h{layer}"], carry[f"c{layer}"])
-                for number in (team.address(tensor), tensor.stride(0))
-            ],
-            np.int64,
-        )
+        tensors = [carry[key] for key in self._keys]
+        carries = np.array([n for t in tensors for n in (team.address(t), t.stride(0))], np.int64)
         record["carries"] = carries.ctypes.data
         self._counter[0] = 0
         team.run(_entry(), self._record, -(-grad_CN.numel() // BLOCK))

@@ -49,12 +49,12 @@ def address(tensor: Tensor) -> int:
     Raises:
         ValueError: another dtype or device, or numbers of the last dimension that lie apart.
     """
-    if tensor.dtype != torch.float32 or tensor.device.type != "cpu":
+    if tensor.dtype is not torch.float32 or not tensor.is_cpu:
         raise ValueError(
             f"backend 'native' computes on float32 tensors on the CPU, got {tensor.dtype} on "
             f"{tensor.device}"
         )
-    if tensor.numel() and tensor.dim() and tensor.stride(-1) != 1 and tensor.shape[-1] > 1:
+    if not tensor.is_contiguous() and tensor.stride(-1) != 1 and tensor.shape[-1] > 1:
         raise ValueError(
             f"backend 'native' needs the last dimension contiguous, got strides {tensor.stride()}"
         )
