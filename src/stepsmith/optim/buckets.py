@@ -61,38 +61,37 @@ class Bucket:
         self.carry: Carry = {}
         self._advance: kernels.Advance | None = None
         self._network: NetworkStep | None = None
-        states, carries, end = [], [], 0
+        # Long tensors from the start: joining the members' own would need twice the memory.
+        total = sum(param.numel() for param in params)
+        self.carry = rule.init_carry(total, dtype=self.carry_dtype, device=self.device)
+        numbers: list[State] = []
+        end = 0
         for param, entry in zip(params, entries, strict=True):
-            state, carry = self._of(param, entry)
-            states.append(state)
-            carries.append(carry)
             span = slice(end, end + param.numel())
             end = span.stop
-            index = len(self.members)
-            self.members.append(Member(param, index, span, int(state["step"]), entry, {}))
-        for key in states[0]:
-            if key not in rule.per_tensor:
-                self.state[key] = torch.cat([state[key] for state in states])
-        for key in carries[0]:
-            self.carry[key] = torch.cat([carry[key] for carry in carries], dim=1)
+            numbers.append(self._fill(param, span, entry, total))
+            index, steps = len(self.members), int(numbers[-1]["step"])
+            self.members.append(Member(param, index, span, steps, entry, {}))
         # Moved in place, so that a captured CUDA graph counts on: one number a member.
-        self.per_tensor = {key: torch.stack([s[key] for s in states]) for key in rule.per_tensor}
+        self.per_tensor = {key: torch.stack([n[key] for n in numbers]) for key in rule.per_tensor}
         for member in self.members:
             self._expose(member)
 
-    def _of(self, param: Tensor, entry: dict[str, Any]) -> tuple[State, Carry]:
-        """Flat state and carry of one parameter, from its entry or afresh."""
-        flat_n = param.detach().reshape(-1).to(self.dtype)
-        state = self.rule.init_state(flat_n)
-        carry = self.rule.init_carry(len(flat_n), dtype=self.carry_dtype, device=self.device)
+    def _fill(self, param: Tensor, span: slice, entry: dict[str, Any], total: int) -> State:
+        """Write one parameter's state and carry, from its entry or afresh; returns its numbers for
+        `Rule.per_tensor`."""
+        state = self.rule.init_state(param.detach().reshape(-1).to(self.dtype))
         if entry:
-            for key in state:
-                own = entry[key] if key in self.rule.per_tensor else entry[key].reshape(-1)
-                state[key] = own.to(state[key])
-            for key in carry:
-                flat = entry[key].movedim(-1, 0).reshape(len(carry[key]), -1)
-                carry[key] = flat.to(carry[key])
-        return state, carry
+            for key, fresh in state.items():
+                state[key] = entry[key].reshape(fresh.shape).to(fresh)
+            for key, value in self.carry.items():
+                value[:, span] = entry[key].movedim(-1, 0).reshape(len(value), -1)
+        numbers = {key: state.pop(key) for key in self.rule.per_tensor}
+        for key, value in state.items():
+            if key not in self.state:
+                self.state[key] = value.new_empty(total)
+            self.state[key][span] = value
+        return numbers
 
     def _expose(self, member: Member) -> None:
         shape = member.param.shape
