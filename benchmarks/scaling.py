@@ -119,12 +119,13 @@ def figure(rows: list[dict[str, Any]]) -> None:
     matplotlib.use("svg")
     matplotlib.rcParams["svg.hashsalt"] = "stepsmith"
     import matplotlib.pyplot as plt
+    from matplotlib.ticker import NullFormatter
 
     def series(label: str, unit: str) -> tuple[list[float], list[float]]:
         found = [r for r in rows if r["what"].startswith(label + ": ") and r["unit"] == unit]
-        return [float(r["what"].split(": ")[1].split()[0].replace(",", "")) for r in found], [
-            r["value"] for r in found
-        ]
+        found = [r for r in found if r["value"] > 0]  # a whole sample has no variance
+        places = [float(r["what"].split(": ")[1].split()[0].replace(",", "")) for r in found]
+        return places, [r["value"] for r in found]
 
     panels, axes = plt.subplots(2, 2, figsize=(9, 6.4), constrained_layout=True)
     lines = {
@@ -148,10 +149,15 @@ def figure(rows: list[dict[str, Any]]) -> None:
         axis.set_xlabel(label)
         axis.set_ylabel("ms a step (and copy)", color="#c2410c")
         second.set_ylabel(unit, color="#1d4ed8")
+        # Room above for the legend, and at least a decade, or noise would look like a trend.
+        for own in (axis, second):
+            low, high = own.get_ylim()
+            own.set_ylim(low / 1.5, high * 6)
+            own.yaxis.set_minor_formatter(NullFormatter())
         handles = [axis.get_legend_handles_labels(), second.get_legend_handles_labels()]
         axis.legend(
-            handles[0][0] + handles[1][0], handles[0][1] + handles[1][1], fontsize=7,
-            loc="center left" if place == (1, 1) else "upper left",
+            handles[0][0] + handles[1][0], handles[0][1] + handles[1][1], fontsize=7, ncols=2,
+            loc="upper center", handlelength=2.6, frameon=False,
         )  # fmt: skip
         axis.grid(alpha=0.25)
     FIGURE.parent.mkdir(exist_ok=True)

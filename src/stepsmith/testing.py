@@ -285,7 +285,7 @@ def check_kernel(rule: Rule, weights: Weights) -> None:
     for t, grad in enumerate(_gradients(copies * n, 100, dtype=torch.float32)):
         odd = {7: 0.0, 8: 1e-30, 9: 1e30 if rule.learned else 1e15}.get(t)
         grads.append(torch.full((copies, n), odd) if odd is not None else grad.view(copies, n))
-    with _poisoned_memory():
+    with poisoned_memory():
         if rule.coupling == "none":
             for backend in kernels.available(rule, torch.float32, device):
                 _check_steps(rule, weights, grads, backend)
@@ -454,7 +454,7 @@ def _close(one: Tensor, two: Tensor, tolerance: float) -> bool:
 
 
 @contextmanager
-def _poisoned_memory() -> Iterator[None]:
+def poisoned_memory() -> Iterator[None]:
     """torch.empty and its kin give nan, as they do by default in deterministic mode."""
     before = torch.are_deterministic_algorithms_enabled()
     warn = torch.is_deterministic_algorithms_warn_only_enabled()
