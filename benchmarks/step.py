@@ -31,6 +31,7 @@ from stepsmith.rules.lstm import LSTMRule
 CPU = torch.device("cpu")
 RULES = {
     "LSTM 2x20": make_rule("l2o_dm"),
+    "LSTM 8 raw": LSTMRule(8, 1, "raw", frame="none"),
     "LSTM 8": make_rule("rnnprop"),
     "LSTM 8 joined": make_rule("joined"),
 }
