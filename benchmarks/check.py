@@ -15,7 +15,7 @@ from collections.abc import Callable
 from typing import Any
 
 from benchmarks import meta_training, replay, step
-from benchmarks.common import RESULTS
+from benchmarks.common import RESULTS, one_of
 
 ALLOWED = 0.25
 MEASURES: dict[str, Callable[[int], list[dict[str, Any]]]] = {
@@ -45,18 +45,18 @@ def slower(
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("names", nargs="*", default=list(MEASURES), choices=list(MEASURES))
+    parser.add_argument("names", nargs="*", type=one_of(MEASURES), metavar="NAME")
     parser.add_argument("--rounds", type=int, default=5)
     chosen = parser.parse_args()
     fell = []
-    for name in chosen.names:
+    for name in chosen.names or MEASURES:
         committed = json.loads((RESULTS / f"{name}.json").read_text())["rows"]
         fell += slower(committed, MEASURES[name](chosen.rounds))
     for what, against, before, now in fell:
         print(f"slower: {what} is {now:.2f} times {against}, was {before:.2f}")
     if fell:
         sys.exit(1)
-    print(f"no ratio of {', '.join(chosen.names)} fell by more than {ALLOWED:.0%}")
+    print(f"no ratio of {', '.join(chosen.names or MEASURES)} fell by more than {ALLOWED:.0%}")
 
 
 if __name__ == "__main__":

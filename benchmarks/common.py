@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import math
 import statistics
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,18 @@ RESULTS = Path(__file__).parent / "results"
 SHORTEST = 0.1
 """Seconds a timing lasts at least: what is short is repeated, so that it is not timed cold, right
 after something else that emptied the caches."""
+
+
+def one_of(known: Iterable[str]) -> Callable[[str], str]:
+    """A type for argparse, whose `choices` refuse an empty list."""
+    names = tuple(known)
+
+    def check(name: str) -> str:
+        if name not in names:
+            raise argparse.ArgumentTypeError(f"{name!r} is none of {', '.join(names)}")
+        return name
+
+    return check
 
 
 def in_turn(work: Mapping[str, Callable[[], Any]], rounds: int) -> dict[str, list[float]]:

@@ -28,7 +28,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.common import report, row
+from benchmarks.common import one_of, report, row
 from stepsmith import LearnedOptimizer, TrainedRule, kernels, make_rule, make_task
 from stepsmith.meta import adjoint_window
 from stepsmith.rules.lstm import LSTMRule
@@ -234,7 +234,7 @@ STAGES = {"correct": correct, "step": step, "vit": vit, "replay": replay, "meta"
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("out", type=Path)
-    parser.add_argument("stages", nargs="*", choices=[*STAGES, "report"])
+    parser.add_argument("stages", nargs="*", type=one_of([*STAGES, "report"]), metavar="STAGE")
     chosen = parser.parse_args()
     chosen.out.mkdir(parents=True, exist_ok=True)
     for name in chosen.stages or STAGES:

@@ -47,15 +47,17 @@ def stage(
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("names", nargs="*", default=list(RULES), choices=list(RULES))
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(RULES)}")
     parser.add_argument("--data-dir")
     parser.add_argument("--work", type=Path, default=Path("runs/rules"))
     parser.add_argument("--out", type=Path, default=Path("src/stepsmith/data/rules"))
     parser.add_argument("--threads", type=int, default=1, help="decides the last digits")
     chosen = parser.parse_args()
+    if odd := [name for name in chosen.names if name not in RULES]:
+        parser.error(f"no rule {odd[0]!r}; there are {', '.join(RULES)}")
     torch.set_num_threads(chosen.threads)
     logging.basicConfig(format="%(message)s")
-    for name in chosen.names:
+    for name in chosen.names or RULES:
         config = dict(RULES[name])
         rule = make_rule("joined", **config.pop("rule"))
         task = make_task(name, data_dir=chosen.data_dir)
