@@ -236,6 +236,8 @@ def main() -> None:
     parser.add_argument("out", type=Path)
     parser.add_argument("stages", nargs="*", type=one_of([*STAGES, "report"]), metavar="STAGE")
     chosen = parser.parse_args()
+    if chosen.stages != ["report"] and not torch.cuda.is_available():
+        parser.error("needs a CUDA device, and a PyTorch built for it")
     chosen.out.mkdir(parents=True, exist_ok=True)
     for name in chosen.stages or STAGES:
         if name == "report":
