@@ -199,3 +199,8 @@ def test_weights_that_require_gradients_are_no_obstacle():
     for value in first.weights.values():
         value.requires_grad_()
     assert meta_train(Quadratic(3), first, steps=20, horizon=5).horizon == 5
+
+
+def test_a_run_that_never_improved_says_so(caplog):
+    meta_train(Quadratic(3), "joined", steps=10, horizon=5, lr=1e-30, validations=1)
+    assert "no validation was better than the first" in caplog.text

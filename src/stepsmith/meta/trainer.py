@@ -379,6 +379,12 @@ def meta_train(
         raise RuntimeError(
             "meta_train: no validation had a finite score; try a smaller step_scale or lr"
         )
+    scores = [point["score"] for point in run.progress.validations]
+    if run.progress.best_score == scores[0] and len(scores) > 1:
+        _log.warning(
+            "meta_train: no validation was better than the first, so the weights returned are "
+            "those it started from; give it a larger budget, or look at lr and step_scale"
+        )
     trained = run.trained(name)
     if folder is not None and checkpoint is not None:
         save_run(run, checkpoint)
