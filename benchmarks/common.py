@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import multiprocessing
 import statistics
 import sys
 import time
@@ -52,6 +53,12 @@ def in_turn(work: Mapping[str, Callable[[], Any]], rounds: int) -> dict[str, lis
             elif round_ == 1:  # the first round compiles
                 repeats[name] = max(1, math.ceil(SHORTEST / seconds))
     return times
+
+
+def alone(function: Callable[..., Any], *arguments: Any) -> Any:
+    """Run in a fresh process, whose peak memory is nobody else's."""
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        return pool.apply(function, arguments)
 
 
 def row(

@@ -29,16 +29,17 @@ from typing import Any
 import torch
 
 from benchmarks.common import one_of, report, row
-from stepsmith import LearnedOptimizer, TrainedRule, kernels, make_rule, make_task
+from stepsmith import LearnedOptimizer, TrainedRule, kernels, make_task
 from stepsmith.meta import adjoint_window
+from stepsmith.rules import joined, l2o_dm, rnnprop
 from stepsmith.rules.lstm import LSTMRule
 from stepsmith.testing import fresh_weights
 from stepsmith.unroll import Copies, RuleStepper
 
 RULES: dict[str, LSTMRule] = {
-    "LSTM 8": make_rule("rnnprop"), "LSTM 8 joined": make_rule("joined"),
-    "LSTM 2x20": make_rule("l2o_dm"),
-}  # type: ignore[assignment]  # fmt: skip
+    "LSTM 8": rnnprop(), "LSTM 8 joined": joined(),
+    "LSTM 2x20": l2o_dm(),
+}  # fmt: skip
 SIZES = (100_000, 1_000_000, 10_000_000, 86_000_000)
 CARRIES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -208,7 +209,7 @@ def meta() -> list[dict[str, Any]]:
     for task_name in ("mlp-mnist", "convnet-mnist"):
         task = make_task(task_name, source="sample", device=device())
         for copies in (1, 16, 64):
-            rule = make_rule("joined")
+            rule = joined()
             weights = {k: v.to(device()).requires_grad_() for k, v in rule.init().items()}
             group = Copies(task, range(copies))
             runner = RuleStepper(rule, weights, group.theta, group.layout)

@@ -1,26 +1,30 @@
 """Peak memory of a meta-training window above the process's base, as the unroll grows.
 
 A linear optimizee of 1,001,000 parameters, LSTM 8 with joined features, 200,000 sampled
-coordinate-steps whatever the unroll. Every unroll runs in a process of its own, whose base is its
+coordinate-steps whatever the unroll. Every unroll runs in processes of its own, whose base is their
 peak after one small window that loads and compiles what there is to load and compile.
 """
 
 from __future__ import annotations
 
 import argparse
-import multiprocessing
 import resource
+import statistics
 
 import torch
 
-from benchmarks.common import report, row
+from benchmarks.common import alone, report, row
 from stepsmith import make_rule
 from stepsmith.meta import adjoint_window
-from stepsmith.tasks import ModuleTask
+from stepsmith.tasks import ModuleTask, Task
 from stepsmith.unroll import Copies, RuleStepper, roll
 
 SAMPLES = 200_000
+"""Coordinate-steps replayed a window, all copies together."""
 UNROLLS = (20, 50, 100, 200)
+PROCESSES = 7
+"""Of each unroll, whose median is taken: where the allocator puts things differs from run to run by
+a tenth."""
 
 
 def peak_mib() -> float:
@@ -30,9 +34,13 @@ def peak_mib() -> float:
 def measure(unroll: int | None) -> float:
     """MiB above base of one window, or of deployment alone where `unroll` is None."""
     small, large = linear(10), linear(1000)
-    window(small, 2)
+    one_window(small, 1, 2, 1.0)
     base = peak_mib()
-    window(large, unroll)
+    if unroll is None:
+        group, stepper, _ = started(large, 1)
+        roll(group, stepper, 20)
+    else:
+        one_window(large, 1, unroll, SAMPLES / (unroll * 1_001_000))
     return peak_mib() - base
 
 
@@ -45,28 +53,31 @@ def linear(width: int) -> ModuleTask:
     )  # fmt: skip
 
 
-def window(task: ModuleTask, unroll: int | None) -> None:
+def one_window(
+    task: Task, copies: int, unroll: int, share: float, seed: int = 0
+) -> dict[str, torch.Tensor]:
+    """The meta-gradient of one window of a fresh rule; `seed` draws the sample alone."""
+    group, stepper, weights = started(task, copies)
+    draw = torch.Generator().manual_seed(seed)
+    return adjoint_window(
+        group, stepper, weights, unroll, losses="before", fraction=share, generator=draw
+    ).gradients
+
+
+def started(task: Task, copies: int) -> tuple[Copies, RuleStepper, dict[str, torch.Tensor]]:
     generator = torch.Generator().manual_seed(0)
     rule = make_rule("joined")
     weights = {key: value.requires_grad_() for key, value in rule.init(generator).items()}
-    copies = Copies(task, [1])
-    stepper = RuleStepper(rule, weights, copies.theta, copies.layout)
-    if unroll is None:
-        roll(copies, stepper, 20)
-        return
-    share = min(1.0, SAMPLES / (unroll * copies.layout.total))
-    adjoint_window(
-        copies, stepper, weights, unroll, losses="before", fraction=share, generator=generator
-    )
+    group = Copies(task, range(copies))
+    return group, RuleStepper(rule, weights, group.theta, group.layout), weights
 
 
 def main() -> None:
     argparse.ArgumentParser(description=__doc__.splitlines()[0]).parse_args()
-    context = multiprocessing.get_context("spawn")
-    peaks: dict[int | None, float] = {}
-    for unroll in (None, *UNROLLS):
-        with context.Pool(1) as pool:
-            peaks[unroll] = pool.apply(measure, (unroll,))
+    peaks = {
+        unroll: statistics.median(alone(measure, unroll) for _ in range(PROCESSES))
+        for unroll in (None, *UNROLLS)
+    }
     deployment = "deployment, 20 steps"
     rows = [row(deployment, peaks[None], "MiB above base")]
     shortest = f"window of {UNROLLS[0]}"

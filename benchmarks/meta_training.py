@@ -19,9 +19,9 @@ from typing import Any
 import torch
 
 from benchmarks.common import in_turn, median_ratio, report, row
-from stepsmith import kernels, make_rule, make_task
+from stepsmith import kernels, make_task
 from stepsmith.meta import adjoint_window, reference_window
-from stepsmith.rules import Rule
+from stepsmith.rules import Rule, joined, l2o_dm
 from stepsmith.rules.lstm import LSTMRule
 from stepsmith.tasks import Task
 from stepsmith.unroll import Copies, RuleStepper
@@ -46,7 +46,7 @@ class Cells(torch.nn.Module):
 
 
 def cell_loop(task: Task, *, lean: bool) -> Callable[[], None]:
-    network, rule = Cells(), make_rule("l2o_dm")
+    network, rule = Cells(), l2o_dm()
 
     def run() -> None:
         copies = Copies(task, [1])
@@ -153,9 +153,7 @@ def floors(times: dict[str, list[float]], what: str, label: str) -> list[dict[st
 
 def measure(rounds: int) -> list[dict[str, Any]]:
     task = make_task("mlp-mnist", source="sample")
-    big, small = make_rule("l2o_dm"), make_rule("joined")
-    assert isinstance(big, LSTMRule)
-    assert isinstance(small, LSTMRule)
+    big, small = l2o_dm(), joined()
     base, lean = "usual retain-graph loop, LSTM 2x20", "lean retain-graph loop, LSTM 2x20"
     long = 5 * UNROLL
     work = {

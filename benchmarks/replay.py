@@ -10,10 +10,11 @@ from typing import Any
 import torch
 
 from benchmarks.common import in_turn, median_ratio, report, row
-from stepsmith import kernels, make_rule
+from stepsmith import kernels
+from stepsmith.rules import joined, l2o_dm
 from stepsmith.rules.lstm import LSTMRule
 
-RULES = {"LSTM 2x20": make_rule("l2o_dm"), "LSTM 8 joined": make_rule("joined")}
+RULES = {"LSTM 2x20": l2o_dm(), "LSTM 8 joined": joined()}
 SAMPLES = ((20, 1600), (100, 400))
 """(steps, coordinates) of a sample."""
 
@@ -41,7 +42,6 @@ def ours(rule: LSTMRule, steps: int, sampled: int, backend: str) -> Callable[[],
 def measure(rounds: int) -> list[dict[str, Any]]:
     work: dict[str, tuple[Callable[[], object], int]] = {}
     for name, rule in RULES.items():
-        assert isinstance(rule, LSTMRule)
         for steps, sampled in SAMPLES:
             size = f"{steps} steps of {sampled:,}"
             work[f"{name}, {size}, torch.nn.LSTM"] = (

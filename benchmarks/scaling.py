@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import multiprocessing
 import statistics
 import time
 from collections.abc import Callable
@@ -22,15 +21,11 @@ from typing import Any
 
 import torch
 
-from benchmarks.common import RESULTS, report, row
-from benchmarks.memory import linear, peak_mib
-from stepsmith import LearnedOptimizer, load, make_rule, make_task
-from stepsmith.meta import adjoint_window
+from benchmarks.common import RESULTS, alone, report, row
+from benchmarks.memory import SAMPLES, linear, one_window, peak_mib
+from stepsmith import LearnedOptimizer, load, make_task
 from stepsmith.tasks import Task
-from stepsmith.unroll import Copies, RuleStepper
 
-SAMPLES = 200_000
-"""Coordinate-steps replayed a window, all copies together, where the share is not the question."""
 FIGURE = Path(__file__).parents[1] / "docs" / "images" / "scaling.svg"
 
 PARAMETERS = (10_000, 100_000, 1_000_000, 10_000_000, 100_000_000)
@@ -42,20 +37,6 @@ DRAWS = 64
 
 def sized(parameters: int) -> Task:
     return linear(round(parameters**0.5))
-
-
-def one_window(
-    task: Task, copies: int, unroll: int, share: float, seed: int = 0
-) -> dict[str, torch.Tensor]:
-    rule = make_rule("joined")
-    generator = torch.Generator().manual_seed(0)
-    weights = {key: value.requires_grad_() for key, value in rule.init(generator).items()}
-    group = Copies(task, range(copies))
-    stepper = RuleStepper(rule, weights, group.theta, group.layout)
-    draw = torch.Generator().manual_seed(seed)
-    return adjoint_window(
-        group, stepper, weights, unroll, losses="before", fraction=share, generator=draw
-    ).gradients
 
 
 def timed(run: Callable[[], object], rounds: int) -> float:
@@ -78,7 +59,7 @@ def meta_training(parameters: int, unroll: int, copies: int) -> tuple[float, flo
     return seconds / unroll / copies, peak_mib() - base
 
 
-def deployment(parameters: int, unroll: int, copies: int) -> tuple[float, float]:
+def deployment(parameters: int) -> tuple[float, float]:
     """Seconds a step of the deployed optimizer, its gradient not counted, and MiB above base."""
     small = torch.nn.Parameter(torch.zeros(100))
     small.grad = torch.zeros(100)
@@ -105,12 +86,6 @@ def share_of(share: float) -> tuple[float, float]:
 
 def flat(gradients: dict[str, torch.Tensor]) -> torch.Tensor:
     return torch.cat([value.reshape(-1) for value in gradients.values()])
-
-
-def alone(function: Callable[..., tuple[float, float]], *arguments: Any) -> tuple[float, float]:
-    """Run in a fresh process."""
-    with multiprocessing.get_context("spawn").Pool(1) as pool:
-        return pool.apply(function, arguments)
 
 
 def figure(rows: list[dict[str, Any]]) -> None:
@@ -184,7 +159,7 @@ def main() -> None:
         unroll = 4 if parameters > 10_000_000 else 20
         measured = alone(meta_training, parameters, unroll, 1)
         add("meta-training, parameters", place, measured, memory)
-        add("deployment, parameters", place, alone(deployment, parameters, 1, 1), memory)
+        add("deployment, parameters", place, alone(deployment, parameters), memory)
     for unroll in UNROLLS:
         measured = alone(meta_training, 100_000, unroll, 1)
         add("meta-training, unroll", f"{unroll} steps", measured, memory)

@@ -24,16 +24,17 @@ from typing import Any
 import torch
 
 from benchmarks.common import in_turn, median_ratio, report, row
-from stepsmith import kernels, make_rule
+from stepsmith import kernels
 from stepsmith.kernels import lstm
+from stepsmith.rules import joined, l2o_dm, rnnprop
 from stepsmith.rules.lstm import LSTMRule
 
 CPU = torch.device("cpu")
 RULES = {
-    "LSTM 2x20": make_rule("l2o_dm"),
+    "LSTM 2x20": l2o_dm(),
     "LSTM 8 raw": LSTMRule(8, 1, "raw", frame="none"),
-    "LSTM 8": make_rule("rnnprop"),
-    "LSTM 8 joined": make_rule("joined"),
+    "LSTM 8": rnnprop(),
+    "LSTM 8 joined": joined(),
 }
 
 
@@ -100,7 +101,6 @@ def measure(rounds: int, coordinates: int = 200_000, shipped: bool = False) -> l
     n = coordinates
     work: dict[str, Callable[[], object]] = {}
     for name, rule in RULES.items():
-        assert isinstance(rule, LSTMRule)
         work[f"{name}, torch.nn.LSTM"] = platform(rule, n)
         for way in kernels.available(rule, torch.float32, CPU):
             work[f"{name}, {way}"] = backend(rule, n, way)

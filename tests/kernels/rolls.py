@@ -11,6 +11,17 @@ from stepsmith.testing import fresh_weights
 CPU = torch.device("cpu")
 
 
+def drawn(rule: LSTMRule, steps: int, n: int, dtype: torch.dtype = torch.float32):
+    """Features (T, F, N) and a carry, standard normal."""
+    generator = torch.Generator().manual_seed(n)
+    features = torch.randn(steps, rule.feature_set.count, n, generator=generator, dtype=dtype)
+    carry = {
+        key: torch.randn(value.shape, generator=generator, dtype=dtype)
+        for key, value in rule.init_carry(n).items()
+    }
+    return features, carry
+
+
 class Roll:
     """A rule's memory for some copies at different ages, and its steps by one backend."""
 

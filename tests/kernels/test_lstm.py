@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from tests.kernels.rolls import CPU, drawn
 
 from stepsmith import kernels
 from stepsmith.kernels import lstm, plain
@@ -13,19 +14,8 @@ from stepsmith.rules import make_rule
 from stepsmith.rules.lstm import LSTMRule
 from stepsmith.testing import fresh_weights
 
-CPU = torch.device("cpu")
 RULES = [LSTMRule(1, 1, "raw"), LSTMRule(8, 1), LSTMRule(5, 3, "adam", bias=False),
          make_rule("l2o_dm")]  # fmt: skip
-
-
-def drawn(rule: LSTMRule, steps: int, n: int, dtype: torch.dtype):
-    generator = torch.Generator().manual_seed(n)
-    features = torch.randn(steps, rule.feature_set.count, n, generator=generator, dtype=dtype)
-    carry = {
-        key: torch.randn(value.shape, generator=generator, dtype=dtype)
-        for key, value in rule.init_carry(n).items()
-    }
-    return features, carry
 
 
 @pytest.mark.parametrize("chunk", [7, 8192])

@@ -9,7 +9,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from tests.kernels.rolls import Roll, assert_near, gradients
+from tests.kernels.rolls import CPU, Roll, assert_near, drawn, gradients
 
 from stepsmith import kernels
 from stepsmith.rules import make_rule
@@ -23,19 +23,8 @@ from stepsmith.kernels.native.maths import jit, log
 from stepsmith.kernels.native.replay import BUFFER, replay_block
 from stepsmith.kernels.native.step import BLOCK
 
-CPU = torch.device("cpu")
 RULES = [LSTMRule(1, 1, "raw"), LSTMRule(8, 1), LSTMRule(5, 3, "adam", bias=False),
          make_rule("l2o_dm")]  # fmt: skip
-
-
-def drawn(rule: LSTMRule, steps: int, n: int):
-    generator = torch.Generator().manual_seed(n)
-    features = torch.randn(steps, rule.feature_set.count, n, generator=generator)
-    carry = {
-        key: torch.randn(value.shape, generator=generator)
-        for key, value in rule.init_carry(n).items()
-    }
-    return features, carry
 
 
 @pytest.fixture

@@ -6,12 +6,5 @@ from stepsmith.evaluate.run import Evaluation, evaluate, train
 from stepsmith.evaluate.statistics import summarise
 
 __all__ = [
-    "BASELINES",
-    "Baseline",
-    "Evaluation",
-    "Key",
-    "Records",
-    "evaluate",
-    "summarise",
-    "train",
-]
+    "BASELINES", "Baseline", "Evaluation", "Key", "Records", "evaluate", "summarise", "train",
+]  # fmt: skip

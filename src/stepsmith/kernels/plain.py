@@ -76,14 +76,10 @@ class PlainAdvance:
                 for key, value in own.items():
                     value.copy_(after[key])
                 # Whole rows, or a part of one: either way a view.
-                carried = (
-                    {
-                        key: value.view(len(value), copies, size)[:, rows, columns].flatten(1)
-                        for key, value in carry.items()
-                    }
-                    if copies > 1
-                    else {key: value[:, columns] for key, value in carry.items()}
-                )
+                carried = {
+                    key: value.unflatten(1, (copies, size))[:, rows, columns].flatten(1)
+                    for key, value in carry.items()
+                }
                 output_ON = self._network(features.flatten(1), carried)
                 scale = None if scale is None else scale.reshape(-1)
                 delta_CN[part] = self._rule.step(output_ON, scale).view(grad.shape)

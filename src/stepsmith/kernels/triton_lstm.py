@@ -258,7 +258,7 @@ class TritonAdvance:
 
     def _carry_table(self, carry: Carry) -> Tensor:
         """Addresses and row strides of every layer's tensors, on the device."""
-        tensors = [carry[f"{kind}{i}"] for i in range(self._rule.layers) for kind in "hc"]
+        tensors = [carry[key] for key in self._rule.carry_keys]
         numbers = tuple(n for t in tensors for n in (t.data_ptr(), t.stride(0)))
         # Kept: a captured CUDA graph reads its table at every replay, and may not copy it anew.
         if numbers not in self._tables:

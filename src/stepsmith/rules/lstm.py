@@ -65,6 +65,11 @@ class LSTMRule(Rule):
         """The features this rule reads."""
         return FeatureSet(self.inputs, self.frame, Moments(self.beta1, self.beta2))
 
+    @property
+    def carry_keys(self) -> list[str]:
+        """Names of the carried tensors: each layer's hidden state, then its cell state."""
+        return [f"{kind}{layer}" for layer in range(self.layers) for kind in "hc"]
+
     def init(self, generator: torch.Generator | None = None) -> dict[str, Tensor]:
         """Uniform in +-1/sqrt(H), as `torch.nn.LSTM`; the head's bias is `start`."""
         bound = self.hidden**-0.5
@@ -91,9 +96,7 @@ class LSTMRule(Rule):
     ) -> Carry:
         """`h{l}` and `c{l}`, (H, n) zeros."""
         return {
-            f"{kind}{layer}": torch.zeros(self.hidden, n, dtype=dtype, device=device)
-            for layer in range(self.layers)
-            for kind in "hc"
+            key: torch.zeros(self.hidden, n, dtype=dtype, device=device) for key in self.carry_keys
         }
 
     def features(

@@ -94,24 +94,20 @@ def _number(typing, bits):
     return types.float32(types.int32), generate
 
 
+def _as_pointer(context, builder, signature, arguments):
+    return builder.inttoptr(arguments[0], context.get_value_type(signature.return_type))
+
+
 @intrinsic
 def numbers(typing, address):
     """The float32 numbers from an address on, for `numba.carray`."""
-
-    def generate(context, builder, signature, arguments):
-        return builder.inttoptr(arguments[0], context.get_value_type(signature.return_type))
-
-    return types.CPointer(types.float32)(types.int64), generate
+    return types.CPointer(types.float32)(types.int64), _as_pointer
 
 
 @intrinsic
 def integers(typing, address):
     """The int64 numbers from an address on, for `numba.carray`."""
-
-    def generate(context, builder, signature, arguments):
-        return builder.inttoptr(arguments[0], context.get_value_type(signature.return_type))
-
-    return types.CPointer(types.int64)(types.int64), generate
+    return types.CPointer(types.int64)(types.int64), _as_pointer
 
 
 @intrinsic

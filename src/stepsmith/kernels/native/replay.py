@@ -34,13 +34,14 @@ from stepsmith.kernels.native.step import (
     NETWORK_FIELDS,
     describe_network,
     layer_offset,
+    layer_weight,
     padded,
 )
 from stepsmith.kernels.native.tiles import TILE, add_products, affine
 from stepsmith.rules.base import Carry, Weights
 from stepsmith.rules.lstm import LSTMRule
 
-BUFFER = 1 << 24
+BUFFER = 1 << 22
 """Bytes a thread may fill with what a replay keeps of one block; long windows take short blocks."""
 
 PARTS = 64
@@ -60,6 +61,9 @@ where there is none; `backward` that of the transposed columns a gradient flows 
 the first layer (H, 4H) of the hidden state, for the others (2H, 4H), each padded to even rows."""
 
 _ZERO = np.float32(0)
+
+_padded = padded.py_func
+"""For Python's own use: calling the compiled form would compile it a second time, alone."""
 
 
 @jit
@@ -116,15 +120,6 @@ def _rows(a, kept, layer, block):
 
 
 @jit
-def _weight(a, layer):
-    """A layer's weight (4H, K) and bias (4H,)."""
-    wide = padded(a.inputs if layer == 0 else a.units, a.units)
-    at = a.weights + 4 * layer_offset(a.inputs, a.units, layer)
-    weight = carray(numbers(at), (4 * a.units, wide))
-    return weight, carray(numbers(at + 16 * a.units * wide), (4 * a.units,))
-
-
-@jit
 def _forward(a, kept, gates, cells, tanhs, start, n):
     layers, units, steps, block = a.layers, a.units, a.steps, a.block
     source = carray(numbers(a.features), (steps, a.inputs, a.sampled))
@@ -145,7 +140,7 @@ def _forward(a, kept, gates, cells, tanhs, start, n):
         for layer in range(layers):
             rows = _rows(a, kept, layer, block)
             count = a.inputs if layer == 0 else units
-            weight, bias = _weight(a, layer)
+            weight, bias = layer_weight(a, layer)
             affine(weight, bias, rows[t], gates[layer, t], n)
             for j in range(units):
                 enter, forget = gates[layer, t, j], gates[layer, t, units + j]
@@ -309,7 +304,7 @@ def replay(
     sums = np.zeros((max(parts, 1), len(packed) + 1), np.float32)
     backward, counter = _transposed(rule, weights), np.zeros(1, np.int64)
     held = [features_TFS.contiguous(), adjoint_TS.contiguous()]
-    states = [carry[f"{kind}{i}"].contiguous() for i in range(rule.layers) for kind in "hc"]
+    states = [carry[key].contiguous() for key in rule.carry_keys]
     places = np.array([team.address(tensor) for tensor in states], np.int64)
     values = {
         "counter": counter.ctypes.data, "steps": steps, "sampled": sampled, "block": block,
@@ -328,8 +323,8 @@ def replay(
 
 def replay_block(rule: LSTMRule, steps: int) -> int:
     """B of a replay: `BLOCK`, or less where the window is long."""
-    rows = padded(rule.feature_set.count, rule.hidden)
-    rows += (rule.layers - 1) * padded(rule.hidden, rule.hidden)
+    rows = _padded(rule.feature_set.count, rule.hidden)
+    rows += (rule.layers - 1) * _padded(rule.hidden, rule.hidden)
     fitting = BUFFER // (4 * steps * (rows + 6 * rule.layers * rule.hidden)) // TILE * TILE
     return min(BLOCK, max(TILE, fitting))
 
@@ -346,7 +341,7 @@ def _transposed(rule: LSTMRule, weights: Weights) -> np.ndarray:
 def _unpacked(rule: LSTMRule, sums: np.ndarray) -> dict[str, Tensor]:
     gradients, place, inputs = {}, 0, rule.feature_set.count
     for layer in range(rule.layers):
-        rows, columns = 4 * rule.hidden, padded(inputs, rule.hidden)
+        rows, columns = 4 * rule.hidden, _padded(inputs, rule.hidden)
         end = place + rows * columns
         full = torch.from_numpy(sums[place:end].reshape(rows, columns))
         gradients[f"lstm{layer}.weight"] = full[:, : inputs + rule.hidden].clone()

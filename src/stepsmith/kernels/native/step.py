@@ -62,6 +62,15 @@ def layer_offset(inputs, units, layer):
     return first + (layer - 1) * 4 * units * (padded(units, units) + 1)
 
 
+@jit
+def layer_weight(a, layer):
+    """A layer's weight (4H, K) and bias (4H,)."""
+    wide = padded(a.inputs if layer == 0 else a.units, a.units)
+    at = a.weights + 4 * layer_offset(a.inputs, a.units, layer)
+    weight = carray(numbers(at), (4 * a.units, wide))
+    return weight, carray(numbers(at + 16 * a.units * wide), (4 * a.units,))
+
+
 def packed_weights(rule: LSTMRule, weights: Weights) -> np.ndarray:
     """All weights one after the other: each layer's weight, padded with zero columns to K, and
     bias; then the head (H,). Read now, so pack again when they change."""
@@ -140,10 +149,8 @@ def _network(a, rows, gates, start, n):
     units, count = a.units, a.inputs
     places = carray(integers(a.carries), (a.layers, 4))
     for layer in range(a.layers):
-        wide = padded(count, units)
-        weight_at = a.weights + 4 * layer_offset(a.inputs, units, layer)
-        weight = carray(numbers(weight_at), (4 * units, wide))
-        bias = carray(numbers(weight_at + 16 * units * wide), (4 * units,))
+        weight, bias = layer_weight(a, layer)
+        wide = weight.shape[1]
         hidden_at, hidden_apart = places[layer, 0] + 4 * start, 4 * places[layer, 1]
         cell_at, cell_apart = places[layer, 2] + 4 * start, 4 * places[layer, 3]
         for j in range(units):
@@ -192,7 +199,7 @@ class NativeAdvance:
 
     def __init__(self, rule: LSTMRule, weights: Weights):
         self._set = rule.feature_set
-        self._keys = [f"{kind}{layer}" for layer in range(rule.layers) for kind in "hc"]
+        self._keys = rule.carry_keys
         self._record = np.zeros(1, RECORD)
         self._counter = np.zeros(1, np.int64)
         features.describe(self._record[0], self._set)

@@ -70,18 +70,18 @@ def run(function: int, arguments: np.ndarray, pieces: int) -> None:
         arguments: the record, an array of one.
         pieces: how many pieces of work there are.
     """
-    address = arguments.ctypes.data
+    record = arguments.ctypes.data
     threads = min(torch.get_num_threads(), pieces)
     if threads <= 1:
-        _callable(function)(address)
+        _callable(function)(record)
         return
     parallel = _parallel()
     if parallel is not None:
-        parallel(function, address, threads, 0)
+        parallel(function, record, threads, 0)
         return
     call = _callable(function)
-    others = [_pool(threads - 1).submit(call, address) for _ in range(threads - 1)]
-    call(address)
+    others = [_pool(threads - 1).submit(call, record) for _ in range(threads - 1)]
+    call(record)
     for other in others:
         other.result()
 
