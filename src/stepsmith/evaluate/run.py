@@ -91,6 +91,7 @@ def evaluate(
     optimizers: Mapping[str, cost.MakeOptimizer] | None = None,
     recipe: str = "evaluate",
     scale: str = "full",
+    protocol: str = "corrected",
     say: Callable[[str], None] = lambda message: None,
     **settings: Any,
 ) -> Evaluation:
@@ -102,7 +103,7 @@ def evaluate(
             `TrainedRule`s, or rules without weights.
         baselines: names from `BASELINES`, or `Baseline`s; rates are tuned on other seeds.
         optimizers: further optimizers taken as they are, name -> callable of parameters.
-        recipe, scale: for the records.
+        recipe, scale, protocol: for the records.
         say: told what is being done.
         settings: fields of `Settings` (steps, seeds, tuning_seeds, points, copies, ...).
 
@@ -115,8 +116,8 @@ def evaluate(
     if not named and not chosen and not optimizers:
         raise ValueError("evaluate: nothing to compare; give rules, baselines or optimizers")
     key = Key(
-        recipe=recipe, scale=scale, task=task.name, network=task.network_name, data=task.data_name,
-        horizon=wanted.steps,
+        recipe=recipe, scale=scale, protocol=protocol, task=task.name, network=task.network_name,
+        data=task.data_name, horizon=wanted.steps,
     )  # fmt: skip
     result = Evaluation()
     timed: dict[str, cost.MakeOptimizer] = {}

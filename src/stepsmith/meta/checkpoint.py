@@ -28,7 +28,7 @@ def _groups(run: Run) -> dict[str, Mapping[str, Tensor]]:
     return {
         "weights": run.weights, "best": run.best, "adam": moments,
         "theta": {"theta": run.copies.theta}, "buffers": run.copies.buffers,
-        "state": run.stepper.state, "carry": run.stepper.carry,
+        "state": run.stepper.state, "carry": run.stepper.carry, "measures": run.stepper.measures,
     }  # fmt: skip
 
 

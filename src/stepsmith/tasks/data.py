@@ -84,6 +84,13 @@ class ArrayData:
         labels = targets.index_select(0, flat).view(*index.shape, *targets.shape[1:])
         return self._cast(drawn), labels
 
+    def stream(
+        self, generators: Sequence[torch.Generator], split: str, size: int
+    ) -> Iterator[Batch]:
+        """Endless draws."""
+        while True:
+            yield self.draw(generators, split, size)
+
     def test_batches(self, size: int) -> Iterator[Batch]:
         """The test split in order, in batches of at most `size`."""
         if self.test is not None:
