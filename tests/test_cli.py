@@ -50,6 +50,18 @@ def test_train_evaluate_report_info(tmp_path, capsys, monkeypatch):
     assert "LSTMRule" in out
 
 
+def test_evaluate_keeps_tuned_baselines(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for _ in range(2):
+        code, *_ = run(
+            capsys, "evaluate", "-t", "quadratic", "-b", "adam", "--steps", "10", "--seeds", "3",
+            "--tuning-seeds", "2", "--no-timing", "--cache", "kept",
+        )  # fmt: skip
+        assert code == 0
+    (entry,) = (tmp_path / "kept").iterdir()
+    assert entry.name.startswith("quadratic-adam-")
+
+
 def test_bench_times_every_rule_beside_adamw(capsys):
     code, out, _ = run(capsys, "bench", "--task", "quadratic", "--rounds", "1")
     assert code == 0

@@ -48,6 +48,10 @@ DataDir = Annotated[
     typer.Option(help="Folder with parquet, idx or image files; or set STEPSMITH_DATA_DIR."),
 ]
 Source = Annotated[str, typer.Option(help="Data from: auto, sample, directory or hub.")]
+CacheDir = Annotated[
+    Path | None,
+    typer.Option("--cache", help="Folder where tuned baselines and rules' runs are kept."),
+]
 Out = Annotated[Path, typer.Option(help="Folder for runs; a run never overwrites an older one.")]
 
 
@@ -176,6 +180,7 @@ def evaluate_command(
     recipe: Annotated[str, typer.Option(help="Name in the records.")] = "evaluate",
     scale: Annotated[str, typer.Option(help="full, small or quick.")] = "full",
     folder: Annotated[Path | None, typer.Option(help="Write exactly here.")] = None,
+    cache: CacheDir = None,
     source: Source = "auto",
     data_dir: DataDir = None,
     out: Out = Path("runs"),
@@ -192,7 +197,7 @@ def evaluate_command(
         result = evaluate(
             made, trained, config["baselines"], recipe=recipe, scale=scale, say=status.update,
             steps=steps, seeds=seeds, tuning_seeds=tuning_seeds,
-            timing_rounds=Settings.timing_rounds if timing else 0,
+            timing_rounds=Settings.timing_rounds if timing else 0, cache=cache,
         )  # fmt: skip
         status.update("drawing the report")
         where = folder or new_run_folder(out, f"evaluate-{_slug(task)}")
