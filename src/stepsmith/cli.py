@@ -31,7 +31,7 @@ from stepsmith.optim import LearnedOptimizer
 from stepsmith.report import new_run_folder, rerender, write_results
 from stepsmith.report.verdict import verdicts
 from stepsmith.rules import CLASSIC, LEARNED, make_rule
-from stepsmith.tasks import make_task, task_names
+from stepsmith.tasks import VARIANTS, make_task, task_names
 
 app = typer.Typer(
     help="Learned optimizers: meta-train an update rule, use it, measure it.",
@@ -283,7 +283,9 @@ def tasks() -> None:
     for name in task_names():
         console.print(name)
     console.print(
-        "Also NETWORK-DATA with any image set by name, hub id or folder, and module:function.",
+        "Also NETWORK-DATA with any image set by name, hub id or folder, variants of it such as "
+        f"mlp-mnist@1000@shift ({', '.join(VARIANTS)}, or a number of training images), and "
+        "module:function.",
         style="dim",
     )
 

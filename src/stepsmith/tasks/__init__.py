@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from stepsmith.names import unknown
+from stepsmith.tasks.augment import VARIANTS, load_variant
 from stepsmith.tasks.base import Task
 from stepsmith.tasks.data import ArrayData
 from stepsmith.tasks.datasets import ImageSet, load_images
@@ -29,8 +30,9 @@ def make_task(name: str, **options: Any) -> Task:
 
     Args:
         name: `quadratic`; `NETWORK-DATA`, such as `mlp-mnist` or `convnet5x5-fashion_mnist`, where
-            DATA is any image set by name, hub id or folder; or `module:function`, a function of the
-            user's own that returns a `Task`.
+            DATA is any image set by name, hub id or folder, with variants such as
+            `mlp-mnist@1000@shift`; or `module:function`, a function of the user's own that returns
+            a `Task`.
         options: the task's own (`source`, `data_dir`, `batch_size`, `device`, ...).
 
     Raises:
@@ -70,6 +72,6 @@ def _imported_task(name: str, options: dict[str, Any]) -> Task:
 
 
 __all__ = [
-    "DATA_SETS", "NETWORKS", "ArrayData", "ImageSet", "ImageTask", "ModuleTask", "Quadratic",
-    "Task", "load_images", "make_task", "task_names",
+    "DATA_SETS", "NETWORKS", "VARIANTS", "ArrayData", "ImageSet", "ImageTask", "ModuleTask",
+    "Quadratic", "Task", "load_images", "load_variant", "make_task", "task_names",
 ]  # fmt: skip
