@@ -1,4 +1,4 @@
-"""The command line: `stepsmith demo`, `train`, `evaluate`, `bench`, `report`, `info`, ..."""
+"""The command line: `stepsmith demo`, `train`, `evaluate`, `transfer`, `bench`, `report`, ..."""
 
 from __future__ import annotations
 

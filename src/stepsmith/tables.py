@@ -56,6 +56,7 @@ def described(trained: TrainedRule) -> Table:
     """What a trained rule is and how it came to be."""
     manifest = trained.manifest
     weights = sum(value.numel() for value in trained.weights.values())
+    cores = f"{manifest['core_seconds']} core-seconds, " if "core_seconds" in manifest else ""
     lines = [
         ("name", trained.name),
         ("rule", f"{type(trained.rule).__name__} {json.dumps(trained.rule.config())}"),
@@ -65,7 +66,7 @@ def described(trained: TrainedRule) -> Table:
         ("horizon", str(trained.horizon)),
         ("validation", json.dumps(manifest.get("validation"))),
         ("meta-training", json.dumps(manifest.get("meta_training"))),
-        ("cost", f"{manifest.get('seconds')} s, {manifest.get('inner_steps')} inner steps"),
+        ("cost", f"{manifest.get('seconds')} s, {cores}{manifest.get('inner_steps')} inner steps"),
         ("version", str(manifest.get("version"))),
         ("licence", str(manifest.get("licence"))),
     ]

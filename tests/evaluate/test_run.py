@@ -17,7 +17,7 @@ FEW = {"steps": 20, "seeds": 4, "tuning_seeds": 2, "timing_rounds": 2}
 
 def fresh(name: str = "fresh") -> TrainedRule:
     rule = make_rule("joined")
-    manifest = {"name": name, "tasks": ["quadratic"], "seconds": 2.0,
+    manifest = {"name": name, "tasks": ["quadratic"], "seconds": 2.0, "core_seconds": 3.5,
                 "validations": [{"inner_steps": 0, "seconds": 0.0, "score": 3.0}]}  # fmt: skip
     return TrainedRule(rule, rule.init(torch.Generator().manual_seed(0)), manifest)
 
@@ -98,6 +98,7 @@ def test_evaluate_compares_rules_and_baselines(tiny_task):
     assert test == {0, 1, 2, 3}
     assert not tuning & test
     assert next(result.records.select("meta_training_seconds")).values.item() == 2.0
+    assert next(result.records.select("meta_training_core_seconds")).values.item() == 3.5
 
 
 def test_all_optimizers_start_from_the_same_losses(tiny_task):

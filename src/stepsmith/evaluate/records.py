@@ -83,8 +83,9 @@ class Block:
         key: what they are about.
         split: of the data: `train`, `test`, `meta_valid` or empty.
         metric: `train_loss` (before each step), `test_loss`, `test_accuracy`,
-            `seconds_per_step`, `gradient_seconds`, `meta_training_seconds`, `validation_score`,
-            `core_seconds` (processor time of tuning and testing).
+            `seconds_per_step`, `gradient_seconds`, `meta_training_seconds`,
+            `meta_training_core_seconds`, `validation_score`, `core_seconds` (processor time of
+            tuning and testing).
         seeds: (S,) int64.
         steps: (T,) int32.
         values: (S, T) float64.

@@ -223,10 +223,10 @@ def add_costs(
 def add_meta_training(records: Records, key: Key, trained: TrainedRule) -> None:
     """Record what a rule's meta-training cost and how it went, where its manifest says so."""
     own = replace(key, purpose="meta")
-    if "seconds" in trained.manifest:
-        records.add(
-            own, "meta_training_seconds", [trained.manifest["seconds"]], seeds=[0], steps=[0]
-        )
+    for metric in ("seconds", "core_seconds"):
+        if metric in trained.manifest:
+            value = trained.manifest[metric]
+            records.add(own, f"meta_training_{metric}", [value], seeds=[0], steps=[0])
     points = trained.manifest.get("validations", [])
     if points:
         steps = [point["inner_steps"] for point in points]

@@ -95,7 +95,7 @@ def load_run(run: Run, path: Path) -> None:
         generator.set_state(tensors[f"generator/{copy}"])
     run.sampler.set_state(tensors["generator/sampler"])
     run.stepper.load(run.weights, run.copies.theta)
-    for key, value in manifest["progress"].items():
+    for key, value in {"core_seconds": None, **manifest["progress"]}.items():
         setattr(run.progress, key, value)
     run.ages, run.lives = manifest["ages"], manifest["lives"]
 
