@@ -143,6 +143,17 @@ def test_tasks_of_one_name_are_told_apart_by_what_they_do(tiny_task):
     assert len({str(each) for each in found}) == 4
 
 
+def test_tasks_are_told_apart_by_a_single_batch(tiny_task):
+    class Spiky(type(tiny_task)):
+        def stream(self, generators, split):
+            for step, (inputs, targets) in enumerate(super().stream(generators, split)):
+                yield inputs + 9 * (step == 80), targets
+
+    spiky = make_tiny_task()
+    spiky.__class__ = Spiky
+    assert identity(spiky) != identity(tiny_task)
+
+
 @pytest.mark.parametrize("place", [0.0, 0.3, 0.5, 0.9, 1.0])
 def test_a_damaged_entry_is_measured_again_and_said_so(place, tmp_path, trainings, caplog):
     first = evaluate(Quadratic(3), [], ["adam"], cache=tmp_path, **FEW)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import itertools
 import json
 import logging
 import time
@@ -23,10 +24,13 @@ from stepsmith.evaluate.baselines import Baseline
 from stepsmith.evaluate.records import Key, Records
 from stepsmith.hub import TrainedRule
 from stepsmith.store import CheckpointError, fingerprint
-from stepsmith.tasks.base import Task
+from stepsmith.tasks.base import Batch, Task
 
 FORMAT = 1
 """Raised where the way baselines are run or recorded changes, so that older entries are left."""
+
+BATCHES = 100
+"""Of one seed, by which tasks are told apart: some change their data in a few of them only."""
 
 _log = logging.getLogger("stepsmith")
 
@@ -104,17 +108,21 @@ def identity(task: Task) -> dict[str, Any]:
     one seed, since names of users' own tasks may not say everything."""
     generator = torch.Generator().manual_seed(0)
     params, buffers = task.init(generator)
-    batch = task.batch(generator, "train")
-    test = next(iter(task.test_batches()), ())
-    loss = task.loss(params, buffers, batch, generator, True)[0]
-    drawn = {f"{place}": value for place, value in enumerate((*batch, *test))}
+    batches = list(itertools.islice(task.stream([generator], "train"), BATCHES))
+    first = tuple(part[0] for part in batches[0])
+    loss = task.loss(params, buffers, first, generator, True)[0]
+    drawn = [*batches, *itertools.islice(task.test_batches(), 1)]
     return {
         "task": task.name, "network": task.network_name, "data": task.data_name,
         "batch_size": getattr(task, "batch_size", None), "dtype": str(getattr(task, "dtype", "")),
         "device": task.device.type, "start": fingerprint({**params, **buffers}),
         # Rounded: another number of threads may move the last digits.
-        "batches": fingerprint(drawn), "loss": f"{float(loss.detach()):.3g}",
+        "batches": [_batch_hash(batch) for batch in drawn], "loss": f"{float(loss.detach()):.3g}",
     }  # fmt: skip
+
+
+def _batch_hash(batch: Batch) -> str:
+    return fingerprint({f"{place}": part for place, part in enumerate(batch)})
 
 
 def decides_baseline(entry: Baseline, **settings: Any) -> dict[str, Any] | None:
