@@ -31,8 +31,9 @@ class RelativeUnits:
     where n^ is n's bias-corrected running mean and u the rule's own step. To first order a step of
     |u| everywhere changes the loss by at most |u|: a trust region in units of the loss. Good steps
     of networks that differ tenfold in their parameters' scale are alike in these units
-    (docs/6-transfer.md), and an optimizee whose parameters are rescaled as a whole is trained alike.
-    The loss must be in the units it was meta-trained in (nats, say). The floor keeps steps from growing without bound where gradients vanish.
+    (docs/6-transfer.md), and an optimizee whose parameters are rescaled as a whole is trained
+    alike. The loss must be in the units it was meta-trained in (nats, say). The floor keeps steps
+    from growing without bound where gradients vanish.
 
     Not shard-safe: where parameters are sharded, n is the shard's own.
 
