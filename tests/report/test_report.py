@@ -132,27 +132,27 @@ def test_what_is_slower_is_never_repaid():
 def test_every_figure_draws_even_with_diverged_runs(bad):
     records = made(bad=bad)
     for figure in (
-        figures.loss_curves(records, "toy"), figures.accuracies(records, "toy"),
-        figures.step_costs(records, "toy"), figures.meta_curve(records),
-        figures.tuning_curves(records, "toy"),
+        figures.loss_curves(records, TOY), figures.accuracies(records, "toy"),
+        figures.step_costs(records, TOY), figures.meta_curve(records),
+        figures.tuning_curves(records, TOY),
     ):  # fmt: skip
         assert figure is not None
         assert svg(figure).startswith("<svg")
     if 0 < bad < SEEDS:
-        assert f"({bad} diverged)" in svg(figures.loss_curves(records, "toy"))
+        assert f"({bad} diverged)" in svg(figures.loss_curves(records, TOY))
 
 
 def test_figures_are_the_same_every_time():
-    one, two = (svg(figures.loss_curves(made(), "toy")) for _ in range(2))
+    one, two = (svg(figures.loss_curves(made(), TOY)) for _ in range(2))
     assert one == two
 
 
 def test_figures_of_what_was_not_measured():
     empty = Records()
-    assert figures.accuracies(empty, "toy") is None
-    assert figures.step_costs(empty, "toy") is None
+    assert figures.accuracies(empty, TOY) is None
+    assert figures.step_costs(empty, TOY) is None
     assert figures.meta_curve(empty) is None
-    assert figures.tuning_curves(empty, "toy") is None
+    assert figures.tuning_curves(empty, TOY) is None
 
 
 def written(folder, **options) -> dict:

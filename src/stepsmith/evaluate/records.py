@@ -164,7 +164,13 @@ class Records:
         """Write Parquet, atomically. Raises CheckpointError where the disk refuses."""
         sink = io.BytesIO()
         pq.write_table(
-            self.table(), sink, compression="zstd", compression_level=9, write_page_checksum=True
+            self.table(),
+            sink,
+            compression="zstd",
+            compression_level=9,
+            write_page_checksum=True,
+            use_dictionary=[name for name in SCHEMA.names if name != "value"],
+            use_byte_stream_split=["value"],
         )
         write_bytes(Path(path), sink.getvalue())
 

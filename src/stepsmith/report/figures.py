@@ -5,6 +5,10 @@ Shape letters: S = seeds, T = steps.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
 import matplotlib as mpl
 import numpy as np
 from matplotlib.figure import Figure
@@ -15,18 +19,58 @@ from stepsmith.evaluate.statistics import diverged, score, smoothed, smoothing
 from stepsmith.report.style import STYLE, colours, figure_of
 
 
-def shown(records: Records, task: str, criterion: str = "mean") -> list[Block]:
-    """Test losses of a task: learned rules, and baselines as tuned for the criterion."""
+@dataclass(frozen=True)
+class Panel:
+    """What one set of figures and one table are about: a task under a protocol, over a horizon."""
+
+    task: str
+    horizon: int
+    protocol: str = "corrected"
+
+    @property
+    def title(self) -> str:
+        """For headings."""
+        kind = "" if self.protocol == "corrected" else f", {self.protocol}"
+        return f"{self.task}, {self.horizon:,} steps{kind}"
+
+    def holds(self, row: Mapping[str, Any]) -> bool:
+        """Whether a row of a summary is about this."""
+        return all(row[name] == getattr(self, name) for name in ("task", "horizon", "protocol"))
+
+    def select(self, records: Records, metric: str, purpose: str) -> list[Block]:
+        """Blocks of this panel."""
+        wanted = {"task": self.task, "horizon": self.horizon, "protocol": self.protocol}
+        return list(records.select(metric, purpose=purpose, **wanted))
+
+
+def panels(records: Records) -> list[Panel]:
+    """Panels with test losses, in order of appearance."""
+    keys = [block.key for block in records.select("train_loss", purpose="test")]
+    return list(dict.fromkeys(Panel(key.task, key.horizon, key.protocol) for key in keys))
+
+
+def panel_files(records: Records) -> dict[Panel, str]:
+    """How each panel's figures are called: by task, and by what else tells it from another."""
+    found = panels(records)
+    names = {}
+    for panel in found:
+        like = [other for other in found if other.task == panel.task]
+        name = "".join(c if c.isalnum() or c in "-_." else "-" for c in panel.task)
+        if len({other.horizon for other in like}) > 1:
+            name += f"-{panel.horizon}"
+        if panel.protocol != "corrected":
+            name += f"-{panel.protocol}"
+        names[panel] = name
+    return names
+
+
+def shown(records: Records, panel: Panel, criterion: str = "mean") -> list[Block]:
+    """Test losses of a panel: learned rules, and baselines as tuned for the criterion."""
     return [
         block
-        for block in records.select("train_loss", purpose="test", task=task)
+        for block in panel.select(records, "train_loss", "test")
         if block.key.kind == "learned" or criterion in block.key.tuned_for.split(",")
     ]
-
-
-def tasks(records: Records) -> list[str]:
-    """Tasks with test losses, in order of appearance."""
-    return list(dict.fromkeys(b.key.task for b in records.select("train_loss", purpose="test")))
 
 
 def _plain_minor(value: float, _: int) -> str:
@@ -35,16 +79,20 @@ def _plain_minor(value: float, _: int) -> str:
     return f"{value:g}" if leading in "235" else ""
 
 
-def loss_curves(records: Records, task: str) -> Figure:
-    """Mean over seeds of the smoothed training loss, with the 95 % interval of that mean."""
-    blocks = shown(records, task)
+def loss_curves(records: Records, panel: Panel) -> Figure:
+    """Mean over seeds of the training loss, with the 95 % interval of that mean.
+
+    Smoothed on a logarithmic axis; as published, every batch on a plain one, as the paper drew it.
+    """
+    blocks = shown(records, panel)
+    plain = panel.protocol != "corrected"
     palette = colours((b.key.optimizer, b.key.kind) for b in blocks)
     with mpl.rc_context(STYLE):
         figure, axes = figure_of()
         for block in sorted(blocks, key=lambda b: b.key.kind == "learned"):
             steps = block.values.shape[1]
             losses_ST = smoothed(np.where(np.isfinite(block.values), block.values, np.nan),
-                                 smoothing(steps))  # fmt: skip
+                                 1 if plain else smoothing(steps))  # fmt: skip
             alive_ST = losses_ST[~diverged(block.values)]
             if not len(alive_ST):
                 continue
@@ -57,22 +105,23 @@ def loss_curves(records: Records, task: str) -> Figure:
             axes.plot(x_T, mean_T, color=colour, lw=2.6 if learned else 1.4, label=label)
             low_T = np.maximum(mean_T - half_T, mean_T * 1e-2)
             axes.fill_between(x_T, low_T, mean_T + half_T, color=colour, alpha=0.15, lw=0)
-        axes.set_yscale("log")
-        axes.yaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:g}"))
-        axes.yaxis.set_minor_formatter(FuncFormatter(_plain_minor))
-        if blocks and blocks[0].values.shape[1] > 200:
+        if not plain:
+            axes.set_yscale("log")
+            axes.yaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:g}"))
+            axes.yaxis.set_minor_formatter(FuncFormatter(_plain_minor))
+        if panel.horizon > 200:
             axes.set_xscale("log")
-        axes.set(xlabel="step", ylabel="training loss", title=task)
+        axes.set(xlabel="step", ylabel="training loss", title=panel.title)
         handles, labels = axes.get_legend_handles_labels()
         axes.legend(handles[::-1], labels[::-1], ncols=2)
     return figure
 
 
-def accuracies(records: Records, task: str) -> Figure | None:
+def accuracies(records: Records, panel: Panel) -> Figure | None:
     """Test accuracy after the last step, a dot a seed and the mean; None where not measured."""
     blocks = [
         block
-        for block in records.select("test_accuracy", purpose="test", task=task)
+        for block in panel.select(records, "test_accuracy", "test")
         if block.key.kind == "learned" or "final" in block.key.tuned_for.split(",")
     ]
     if not blocks:
@@ -87,20 +136,20 @@ def accuracies(records: Records, task: str) -> Figure | None:
             axes.plot(values_S, np.full(len(values_S), place), "|", color=colour, alpha=0.45, ms=9)
             axes.plot(np.nanmean(values_S), place, "o", color=colour, ms=8)
         axes.set_yticks(range(len(blocks)), [block.key.optimizer for block in blocks])
-        axes.set(xlabel="test accuracy, %", title=task)
+        axes.set(xlabel="test accuracy, %", title=panel.title)
     return figure
 
 
-def step_costs(records: Records, task: str) -> Figure | None:
+def step_costs(records: Records, panel: Panel) -> Figure | None:
     """Median milliseconds of a training step, gradient and optimizer; None where not timed."""
     totals, gradients = (
         {b.key.optimizer: 1e3 * float(np.median(b.values)) for b in
-         records.select(metric, purpose="cost", task=task)}
+         panel.select(records, metric, "cost")}
         for metric in ("seconds_per_step", "gradient_seconds")
     )  # fmt: skip
     if not totals:
         return None
-    kinds = {b.key.optimizer: b.key.kind for b in shown(records, task)}
+    kinds = {b.key.optimizer: b.key.kind for b in shown(records, panel)}
     palette = colours((name, kinds.get(name, "baseline")) for name in totals)
     names = sorted(totals, key=lambda name: -totals[name])
     with mpl.rc_context(STYLE):
@@ -112,7 +161,7 @@ def step_costs(records: Records, task: str) -> Figure | None:
             axes.text(totals[name], place, f" {totals[name]:.2f}", va="center", color="#333333")
         axes.set_yticks(range(len(names)), names)
         axes.margins(x=0.12)
-        axes.set(xlabel="ms a training step (grey: its gradient)", title=task)
+        axes.set(xlabel="ms a training step (grey: its gradient)", title=panel.task)
     return figure
 
 
@@ -135,10 +184,10 @@ def meta_curve(records: Records) -> Figure | None:
     return figure
 
 
-def tuning_curves(records: Records, task: str) -> Figure | None:
+def tuning_curves(records: Records, panel: Panel) -> Figure | None:
     """Mean loss on the tuning seeds against the rate; None where nothing was tuned."""
     found: dict[str, list[tuple[float, float]]] = {}
-    for block in records.select("train_loss", purpose="tuning", task=task):
+    for block in panel.select(records, "train_loss", "tuning"):
         value = float(score(block.values, "mean").mean())
         found.setdefault(block.key.optimizer, []).append((block.key.parameters["lr"], value))
     if not found:
@@ -151,6 +200,6 @@ def tuning_curves(records: Records, task: str) -> Figure | None:
             axes.plot(rates, values, "o-", ms=4, color=palette[name], label=name)
         axes.set_xscale("log")
         axes.set_yscale("log")
-        axes.set(xlabel="rate", ylabel="mean loss, tuning seeds", title=task)
+        axes.set(xlabel="rate", ylabel="mean loss, tuning seeds", title=panel.title)
         axes.legend(ncols=2)
     return figure

@@ -98,12 +98,11 @@ def rerender(folder: Path) -> Path:
 
 
 def _draw(folder: Path, records: Records, summary: dict[str, Any], config: dict[str, Any]) -> None:
-    for task in figures.tasks(records):
-        slug = "".join(c if c.isalnum() or c in "-_." else "-" for c in task)
+    for panel, name in figures.panel_files(records).items():
         drawn = {
-            f"{slug}.svg": figures.loss_curves(records, task),
-            f"{slug}-accuracy.svg": figures.accuracies(records, task),
-            f"{slug}-cost.svg": figures.step_costs(records, task),
+            f"{name}.svg": figures.loss_curves(records, panel),
+            f"{name}-accuracy.svg": figures.accuracies(records, panel),
+            f"{name}-cost.svg": figures.step_costs(records, panel),
         }
         _write_figures(folder, drawn)
     drawn = {

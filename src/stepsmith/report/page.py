@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 from stepsmith.evaluate.records import Records
 from stepsmith.report import figures
 from stepsmith.report.break_even import break_even, break_even_figure
+from stepsmith.report.figures import Panel
 from stepsmith.report.matrix import matrix_figures
 from stepsmith.report.style import svg
 from stepsmith.report.verdict import cost_sentences, verdicts
@@ -44,7 +45,6 @@ def render(
         command: that reproduces it.
         config, machine, versions: shown as they are.
     """
-    names = figures.tasks(records)
     costs = break_even(rows, records)
     environment = Environment(loader=PackageLoader("stepsmith.report", "."), autoescape=True)
     environment.filters["svg"] = _inline
@@ -52,7 +52,7 @@ def render(
         title=title, command=command, verdicts=verdicts(rows),
         costs=cost_sentences(costs), repaid=break_even_figure(costs),
         matrices=list(matrix_figures(rows).values()),
-        tasks=[_task(records, rows, name) for name in names],
+        panels=[_panel(records, rows, panel) for panel in figures.panels(records)],
         meta=figures.meta_curve(records), columns=[label for _, label in COLUMNS],
         config=json.dumps(config, indent=2), machine=machine, versions=versions,
     )  # fmt: skip
@@ -63,8 +63,8 @@ def _inline(figure: Figure | None) -> Markup:
     return Markup(svg(figure)) if figure is not None else Markup("")
 
 
-def _task(records: Records, rows: list[dict[str, Any]], name: str) -> dict[str, Any]:
-    own = [row for row in rows if row["task"] == name]
+def _panel(records: Records, rows: list[dict[str, Any]], panel: Panel) -> dict[str, Any]:
+    own = [row for row in rows if panel.holds(row)]
     order: dict[str, float] = {}
     for row in own:
         if row["metric"] == "mean_train_loss":
@@ -80,13 +80,13 @@ def _task(records: Records, rows: list[dict[str, Any]], name: str) -> dict[str, 
                 "cells": [_cell(cells.get(metric), metric) for metric, _ in COLUMNS],
             }
         )  # fmt: skip
-    data = next(iter(figures.shown(records, name))).key.data
+    data = next(iter(panel.select(records, "train_loss", "test"))).key.data
     return {
-        "name": name, "data": data, "lines": lines,
-        "curves": figures.loss_curves(records, name),
-        "accuracy": figures.accuracies(records, name),
-        "cost": figures.step_costs(records, name),
-        "tuning": figures.tuning_curves(records, name),
+        "name": panel.title, "data": data, "lines": lines,
+        "curves": figures.loss_curves(records, panel),
+        "accuracy": figures.accuracies(records, panel),
+        "cost": figures.step_costs(records, panel),
+        "tuning": figures.tuning_curves(records, panel),
     }  # fmt: skip
 
 
