@@ -16,6 +16,13 @@ from torch.func import functional_call
 from stepsmith.tasks.base import Batch, Buffers, Metrics, Params, Stacking, Task
 from stepsmith.tasks.data import as_data
 
+IGNORED = -100
+"""A target that counts neither in the loss nor in the accuracy: `cross_entropy`'s own default."""
+
+# Threads build one after the other: torch's global generator is seeded meanwhile, and transformers
+# replaces functions of torch.nn.init.
+_building = threading.RLock()
+
 
 @contextmanager
 def seeded(generator: torch.Generator, device: torch.device) -> Iterator[None]:
@@ -93,7 +100,7 @@ class ModuleTask(Task):
         return self._local.module
 
     def _build(self, generator: torch.Generator) -> nn.Module:
-        with seeded(generator, self.device):
+        with _building, seeded(generator, self.device):
             module = self._make_module()
         if not isinstance(module, nn.Module):
             raise ValueError(f"make_module must return an nn.Module, got {type(module).__name__}")
@@ -160,8 +167,7 @@ class ModuleTask(Task):
 
     def batch(self, generator: torch.Generator, split: str) -> Batch:
         """(B, ...) inputs and targets, drawn with replacement."""
-        inputs, targets = self.batches([generator], split)
-        return inputs[0], targets[0]
+        return tuple(part[0] for part in self.batches([generator], split))
 
     def batches(self, generators: Sequence[torch.Generator], split: str) -> Batch:
         """(C, B, ...) inputs and targets, drawn with replacement."""
@@ -193,8 +199,12 @@ class ModuleTask(Task):
         generator: torch.Generator | None,
         train: bool,
     ) -> tuple[Tensor, Buffers, Metrics]:
-        """The loss; the accuracy too where the outputs look like class scores and not training."""
-        inputs, targets = batch
+        """The loss; the accuracy too where the outputs look like class scores and not training.
+
+        The module is called with every part of the batch but the last, the targets. Targets of
+        `IGNORED` do not count in the accuracy, as in torch's own losses.
+        """
+        *inputs, targets = batch
         # Batch-norm updates its statistics in place.
         buffers = {key: value.clone() for key, value in buffers.items()} if train else buffers
         if self._module.training != train:
@@ -202,11 +212,12 @@ class ModuleTask(Task):
         own = generator if train and self._random else None
         with nullcontext() if own is None else seeded(own, self.device):
             output = functional_call(
-                self._module, {**params, **buffers}, (inputs,), tie_weights=self._tied
+                self._module, {**params, **buffers}, tuple(inputs), tie_weights=self._tied
             )
         metrics: Metrics = {}
         if not train and isinstance(output, Tensor) and _are_scores(output, targets):
-            metrics["accuracy"] = (output.argmax(-1) == targets).to(output.dtype).mean()
+            right = (output.argmax(-1) == targets).to(output.dtype)
+            metrics["accuracy"] = right.sum() / (targets != IGNORED).sum()
         return self._loss(output, targets), buffers, metrics
 
     def module(self, params: Params | None = None, buffers: Buffers | None = None) -> nn.Module:
