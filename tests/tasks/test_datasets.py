@@ -642,7 +642,7 @@ def hub(tmp_path, monkeypatch):
     hf = pytest.importorskip("datasets")
     real = hf.load_dataset
 
-    def load_dataset(hub_id):
+    def load_dataset(hub_id, revision=None):
         files = {p.stem: str(p) for p in (tmp_path / hub_id).glob("*.parquet")}
         if not files:
             raise hf.exceptions.DatasetNotFoundError(

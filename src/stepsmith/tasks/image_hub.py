@@ -1,4 +1,4 @@
-"""Image sets on the Hugging Face hub, through the `datasets` library."""
+"""Sets on the Hugging Face hub, images above all, through the `datasets` library."""
 
 from __future__ import annotations
 
@@ -53,28 +53,11 @@ def read_hub(name: str) -> tuple[str, Split, Split]:
     """
     if name not in KNOWN and "/" not in name:
         raise HubUnavailable(f"{name}: no hub set of this name is known; pass OWNER/NAME")
-    try:
-        import datasets
-    except ImportError:
-        reason = "package datasets is not installed"
-        raise HubUnavailable(f"{name}: {reason}; pip install 'stepsmith[hub]'") from None
     spec = KNOWN.get(name)
-    hub_id = spec.hub_id if spec else name
-    origin = f"hub:{hub_id}"
-    splits = _prepared_before(hub_id)
-    if splits is None:
-        if reason := _hub_out_of_reach():
-            raise HubUnavailable(f"{name}: {reason}; connect or use a directory")
-        try:
-            splits = datasets.load_dataset(hub_id)
-        # What a hub, a proxy or a broken repository can raise is open-ended.
-        except Exception as error:
-            reason = f"hub set {hub_id} did not load ({one_line(error)})".replace(";", ",")
-            raise HubUnavailable(f"{name}: {reason}; use a directory") from error
-    test = next((s for s in ("test", "validation", "valid") if s in splits), None)
-    if "train" not in splits or test is None:
-        raise DataError(f"{origin}: needs splits train and test (or validation), has {[*splits]}")
-    features = splits["train"].features
+    origin, train, test = hub_splits(name, spec.hub_id if spec else name)
+    import datasets
+
+    features = train.features
     image = spec.image if spec else _hub_column(features, datasets.Image)
     label = spec.label if spec else _hub_column(features, datasets.ClassLabel)
     if label is None and getattr(features.get("label"), "dtype", "").startswith(("int", "uint")):
@@ -87,12 +70,47 @@ def read_hub(name: str) -> tuple[str, Split, Split]:
         )
     classes = getattr(features[label], "names", None)
 
-    def read(split: str) -> Split:
-        table = splits[split].with_format("arrow")[:]  # encoded bytes: nothing is decoded here
-        rows, labels = table_rows(f"{origin} {split}", table, str(image), str(label), Path())
-        return decode_all(rows, f"{origin} {split}"), labels, classes
+    def read(part: Any) -> Split:
+        where = f"{origin} {part.split}"
+        table = part.with_format("arrow")[:]  # encoded bytes: nothing is decoded here
+        rows, labels = table_rows(where, table, str(image), str(label), Path())
+        return decode_all(rows, where), labels, classes
 
-    return origin, read("train"), read(test)
+    return origin, read(train), read(test)
+
+
+def hub_splits(name: str, hub_id: str, revision: str | None = None) -> tuple[str, Any, Any]:
+    """The origin, the training and the test `datasets.Dataset` of a set of any kind on the hub.
+
+    Args:
+        name: what the set was asked for as, for errors.
+        hub_id: its repository, ``owner/name``.
+        revision: its branch, where that is not the main one.
+
+    Raises:
+        HubUnavailable: not installed, not reachable, or no such set.
+        DataError: the set has no training or no test split.
+    """
+    try:
+        import datasets
+    except ImportError:
+        reason = "package datasets is not installed"
+        raise HubUnavailable(f"{name}: {reason}; pip install 'stepsmith[hub]'") from None
+    origin = f"hub:{hub_id}"
+    splits = _prepared_before(hub_id)
+    if splits is None:
+        if reason := _hub_out_of_reach():
+            raise HubUnavailable(f"{name}: {reason}; connect or use a directory")
+        try:
+            splits = datasets.load_dataset(hub_id, revision=revision)
+        # What a hub, a proxy or a broken repository can raise is open-ended.
+        except Exception as error:
+            reason = f"hub set {hub_id} did not load ({one_line(error)})".replace(";", ",")
+            raise HubUnavailable(f"{name}: {reason}; use a directory") from error
+    test = next((s for s in ("test", "validation", "valid") if s in splits), None)
+    if "train" not in splits or test is None:
+        raise DataError(f"{origin}: needs splits train and test (or validation), has {[*splits]}")
+    return origin, splits["train"], splits[test]
 
 
 def _hub_column(features: Any, kind: type) -> str | None:

@@ -1,0 +1,282 @@
+"""Sentences for language tasks, held in memory.
+
+A set comes from a local directory, from the Hugging Face hub or from the sample in this package.
+A directory holds a set as parquet (``train*.parquet``, ``test*.parquet``, a column of strings) or
+as text (``train.txt``, ``test.txt``, one sentence a line, UTF-8).
+"""
+
+from __future__ import annotations
+
+import difflib
+import functools
+import logging
+import os
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from stepsmith.tasks.datasets import SOURCES
+from stepsmith.tasks.image_files import DataError, one_line
+from stepsmith.tasks.image_hub import HubUnavailable, hub_splits
+
+COLUMNS = ("text", "sentence")
+"""Columns looked for where none is named; a single column of strings will do too."""
+
+_SAMPLE_DIR = Path(__file__).resolve().parents[1] / "data" / "text"
+_log = logging.getLogger("stepsmith")
+_noticed: set[str] = set()  # sets whose sample has been announced in this process
+
+
+@dataclass(frozen=True)
+class KnownText:
+    """A set known by a short name: its folder, its column, and its place on the hub."""
+
+    folder: str
+    column: str
+    hub_id: str
+    revision: str | None
+
+
+# The hub's main branch of E2E is a loading script, which `datasets` no longer runs; the hub keeps
+# its own conversion to parquet on this branch.
+_E2E = ("tuetschek/e2e_nlg", "refs/convert/parquet")
+KNOWN_TEXTS = {
+    "e2e": KnownText("e2e", "human_reference", *_E2E),
+    "e2e-mr": KnownText("e2e", "meaning_representation", *_E2E),
+}
+
+
+@dataclass(frozen=True)
+class TextSet:
+    """The sentences of a training and a test split.
+
+    Args:
+        name: what the set was asked for as, in its known spelling where it has one.
+        origin: where it came from: ``directory:PATH``, ``hub:OWNER/NAME`` or ``sample``.
+        train: sentences.
+        test: sentences.
+
+    Raises:
+        ValueError: a split is empty or holds something else than sentences.
+    """
+
+    name: str
+    origin: str
+    train: tuple[str, ...] = field(repr=False)
+    test: tuple[str, ...] = field(repr=False)
+
+    def __post_init__(self) -> None:
+        for split in ("train", "test"):
+            sentences: tuple[str, ...] = getattr(self, split)
+            if not isinstance(sentences, tuple) or not sentences:
+                raise ValueError(f"{self.name}: {split} must be a tuple of at least one sentence")
+            for i, sentence in enumerate(sentences):
+                if not isinstance(sentence, str) or not sentence.strip():
+                    raise ValueError(
+                        f"{self.name}: {split} sentence {i} must be a string that is not blank, "
+                        f"got {sentence!r}"
+                    )
+
+
+def load_text(
+    name: str,
+    *,
+    source: str = "auto",
+    data_dir: str | os.PathLike[str] | None = None,
+    column: str | None = None,
+    cache: bool = True,
+) -> TextSet:
+    """Load a set of sentences into memory.
+
+    White space within a sentence becomes single blanks; of equal sentences of a split the first is
+    kept, so that what is held out of meta-training was never seen there. A test sentence may still
+    occur in training too (in E2E 23 of 4,532 references do).
+
+    Args:
+        name: ``e2e`` (the references of the E2E set, sentences about restaurants), ``e2e-mr`` (its
+            meaning representations, lists of attributes), ``owner/name`` on the hub, or the name of
+            a folder in the data directory. Both known sets lie in the folder ``e2e``.
+        source: ``"directory"``, ``"hub"`` and ``"sample"`` (4,000 training and 500 test sentences
+            of either known set, in this package) read only there. ``"auto"`` takes the first that
+            has the set, in that order, and logs one line where it comes down to the sample.
+        data_dir: holds the set in a folder of its name, or holds its files directly; the
+            environment variable ``STEPSMITH_DATA_DIR`` where not given. Not read for ``"hub"``
+            and ``"sample"``.
+        column: of parquet files and hub sets; by default a known set's own, `COLUMNS`, or the only
+            column of strings.
+        cache: keep the sentences in this process and hand them out again.
+
+    Raises:
+        ValueError: unknown `source`.
+        DataError: unknown `name`, or the set is not found or not readable.
+
+    Source: Novikova, Dusek and Rieser 2017, "The E2E Dataset", arXiv:1706.09254.
+
+    Example:
+        >>> text = load_text("e2e", source="sample")
+        >>> len(text.train), len(text.test)
+        (4000, 500)
+    """
+    if source not in SOURCES:
+        raise ValueError(f"load_text: source must be one of {', '.join(SOURCES)}, got {source!r}")
+    root = data_dir or os.environ.get("STEPSMITH_DATA_DIR") or None
+    path = Path(root).expanduser().absolute() if root else None
+    plain = re.sub(r"[-_ ]", "", name).lower()
+    known = next((key for key in KNOWN_TEXTS if key.replace("-", "") == plain), name)
+    return (_load_cached if cache else _load)(known, source, path, column)
+
+
+def _load(name: str, source: str, root: Path | None, column: str | None) -> TextSet:
+    known = KNOWN_TEXTS.get(name)
+    column = column or (known.column if known else None)
+    is_hub_name = re.fullmatch(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", name) is not None
+    folder = _find_folder(name, root)
+    if known is None and not is_hub_name and folder is None:
+        raise DataError(_unknown(name, root))
+    if source == "sample":
+        return _load_sample(name, column)
+    if source == "hub":
+        return _read_hub(name, column)
+    place = known.folder if known else name
+    missing = (
+        f"{root} holds no {name} (looked for {place}/ with train*.parquet or train.txt)"
+        if root
+        else "no data directory given (data_dir= or STEPSMITH_DATA_DIR)"
+    )
+    if source == "directory" and folder is None:
+        raise DataError(f"{name}: {missing}; pass data_dir= the directory that holds {place}/")
+    if folder is not None:
+        train, test = (_read_split(folder, split, column) for split in ("train", "test"))
+        return TextSet(name, f"directory:{folder}", train, test)
+    try:
+        return _read_hub(name, column)
+    except HubUnavailable as error:
+        reason = str(error).removeprefix(f"{name}: ").partition(";")[0]
+    if known is None:
+        raise DataError(
+            f"{name}: {missing}; {reason}; no sample of it comes with this package; put its files "
+            f"in DIR/{name}/ and pass data_dir=DIR, or connect (with pip install 'stepsmith[hub]')"
+        )
+    sample = _load_sample(name, column)
+    if name not in _noticed:
+        _noticed.add(name)
+        _log.warning(
+            "%s: using the bundled sample, %d training and %d test sentences (%s; %s); for the "
+            "whole set pass data_dir=DIR or set STEPSMITH_DATA_DIR=DIR, where DIR/%s/ holds its "
+            "files, or connect to the hub (with pip install 'stepsmith[hub]')",
+            *(name, len(sample.train), len(sample.test), missing, reason, place),
+        )
+    return sample
+
+
+_load_cached = functools.lru_cache(maxsize=8)(_load)
+
+
+def _holds_text(folder: Path, *, plain: bool = True) -> bool:
+    patterns = ["train*.parquet", "test*.parquet", *(["train.txt", "test.txt"] if plain else [])]
+    return any(any(folder.glob(pattern)) for pattern in patterns)
+
+
+def _find_folder(name: str, root: Path | None) -> Path | None:
+    if root is None or not re.fullmatch(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?", name):
+        return None
+    for spelling in (name, name.replace("_", "-"), name.replace("-", "_")):
+        if _holds_text(root / spelling):
+            return root / spelling
+    known = KNOWN_TEXTS.get(name)
+    # Lines of text have no columns: those in e2e/ are the references.
+    if known and _holds_text(root / known.folder, plain=False):
+        return root / known.folder
+    own = {name, name.replace("-", "_"), known.folder if known else name}
+    # Files lying in e2e/ are not another set, whatever they are asked for as.
+    if root.name in {k.folder for k in KNOWN_TEXTS.values()} - own:
+        return None
+    plain = known is None or root.name != known.folder or known.folder == name
+    return root if _holds_text(root, plain=plain) else None
+
+
+def _unknown(name: str, root: Path | None) -> str:
+    local = [p.name for p in root.iterdir() if _holds_text(p)] if root and root.is_dir() else []
+    names = list(dict.fromkeys([*KNOWN_TEXTS, *sorted(local)]))
+    near = difflib.get_close_matches(name.lower(), names, n=1)
+    guess = f"did you mean {near[0]!r}? " if near else ""
+    place = f"a folder in {root}" if root else "the name of a folder in data_dir"
+    return f"unknown text set {name!r}: {guess}known are {', '.join(names)}, {place}, or OWNER/NAME"
+
+
+def _read_split(folder: Path, split: str, column: str | None) -> tuple[str, ...]:
+    files = sorted(folder.glob(f"{split}*.parquet"))
+    if files:
+        parts = [_read_parquet(path, column) for path in files]
+        return _distinct((s for part in parts for s in part), f"{folder}/{split}*.parquet")
+    path = folder / f"{split}.txt"
+    if not path.is_file():
+        raise DataError(f"{folder}: no {split}*.parquet and no {split}.txt; put the split there")
+    try:
+        return _distinct(path.read_text("utf-8").splitlines(), str(path))
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{path}: not readable as UTF-8 text ({one_line(error)})") from None
+
+
+def _read_parquet(path: Path, column: str | None) -> list[str | None]:
+    try:
+        with pq.ParquetFile(path) as file:
+            column = _column(str(path), file.schema_arrow, column)
+            return file.read(columns=[column])[column].to_pylist()
+    except (pa.ArrowException, OSError) as error:
+        raise DataError(f"{path}: not a readable parquet file ({one_line(error)})") from None
+
+
+def _column(where: str, schema: pa.Schema, wanted: str | None) -> str:
+    strings = [
+        entry.name
+        for entry in schema
+        if pa.types.is_string(entry.type) or pa.types.is_large_string(entry.type)
+    ]
+    found = [name for name in ((wanted,) if wanted else COLUMNS) if name in strings]
+    if not found and wanted is None and len(strings) == 1:
+        found = strings
+    if not found:
+        need = repr(wanted) if wanted else " or ".join(map(repr, COLUMNS))
+        raise DataError(
+            f"{where}: needs a column {need} of strings, has {strings or 'none'} among "
+            f"{schema.names}; pass column="
+        )
+    return found[0]
+
+
+def _distinct(sentences: Iterable[str | None], where: str) -> tuple[str, ...]:
+    joined = (" ".join((sentence or "").split()) for sentence in sentences)
+    distinct = tuple(sentence for sentence in dict.fromkeys(joined) if sentence)
+    if not distinct:
+        raise DataError(f"{where}: holds no sentences")
+    return distinct
+
+
+def _read_hub(name: str, column: str | None) -> TextSet:
+    known = KNOWN_TEXTS.get(name)
+    if known is None and "/" not in name:
+        raise HubUnavailable(f"{name}: no hub set of this name is known; pass OWNER/NAME")
+    hub_id, revision = (known.hub_id, known.revision) if known else (name, None)
+    origin, *parts = hub_splits(name, hub_id, revision)
+    sentences = []
+    for part in parts:
+        where = f"{origin} {part.split}"
+        table = part.with_format("arrow")[:]
+        values = table[_column(where, table.schema, column)].to_pylist()
+        sentences.append(_distinct(values, where))
+    return TextSet(name, origin, *sentences)
+
+
+def _load_sample(name: str, column: str | None) -> TextSet:
+    known = KNOWN_TEXTS.get(name)
+    if known is None:
+        have = ", ".join(KNOWN_TEXTS)
+        raise DataError(f"{name}: no bundled sample, only of {have}; use other sources")
+    files = [_SAMPLE_DIR / f"{known.folder}_{split}.parquet" for split in ("train", "test")]
+    train, test = (_distinct(_read_parquet(path, column), str(path)) for path in files)
+    return TextSet(name, "sample", train, test)
