@@ -331,8 +331,8 @@ def tasks() -> None:
     for name in task_names():
         console.print(name)
     console.print(
-        "Also NETWORK-DATA with any image set by name, hub id or folder, variants of it such as "
-        f"mlp-mnist@1000@shift ({', '.join(VARIANTS)}, or a number of training images), and "
+        "Also NETWORK-DATA with any other set by name, hub id or folder, variants of image sets such "
+        f"as mlp-mnist@1000@shift ({', '.join(VARIANTS)}, or a number of training images), and "
         "module:function.",
         style="dim",
     )

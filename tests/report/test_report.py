@@ -25,6 +25,7 @@ from stepsmith.report.style import svg
 from stepsmith.store import CheckpointError
 
 STEPS, SEEDS = 100, 8
+TOY = figures.Panel("toy", STEPS)
 
 
 def made(learned_rate=0.1, factor=1.0, task="toy", bad=0, ms=(4.0, 1.0), name="mine") -> Records:

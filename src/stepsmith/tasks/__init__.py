@@ -13,8 +13,10 @@ from stepsmith.tasks.base import Task
 from stepsmith.tasks.data import ArrayData
 from stepsmith.tasks.datasets import ImageSet, load_images
 from stepsmith.tasks.images import NETWORKS, ImageTask
+from stepsmith.tasks.language import LANGUAGE_NETWORKS, MaskedLanguageTask
 from stepsmith.tasks.module import ModuleTask
 from stepsmith.tasks.quadratic import Quadratic
+from stepsmith.tasks.text_data import KNOWN_TEXTS, TextSet, load_text
 
 DATA_SETS = ("mnist", "fashion_mnist", "kmnist")
 """Image sets the listed task names use; any other set `load_images` knows joins by its name."""
@@ -22,17 +24,19 @@ DATA_SETS = ("mnist", "fashion_mnist", "kmnist")
 
 def task_names() -> list[str]:
     """The names `make_task` lists: `quadratic`, and `NETWORK-DATA` for every pair."""
-    return ["quadratic", *(f"{network}-{data}" for data in DATA_SETS for network in NETWORKS)]
+    images = (f"{network}-{data}" for data in DATA_SETS for network in NETWORKS)
+    texts = (f"{network}-{text}" for text in KNOWN_TEXTS for network in LANGUAGE_NETWORKS)
+    return ["quadratic", *images, *texts]
 
 
 def make_task(name: str, **options: Any) -> Task:
     """Make a task by name.
 
     Args:
-        name: `quadratic`; `NETWORK-DATA`, such as `mlp-mnist` or `convnet5x5-fashion_mnist`, where
-            DATA is any image set by name, hub id or folder, with variants such as
-            `mlp-mnist@1000@shift`; or `module:function`, a function of the user's own that returns
-            a `Task`.
+        name: `quadratic`; `NETWORK-DATA`, such as `mlp-mnist`, `convnet5x5-fashion_mnist` or
+            `bert-e2e`, where DATA is any image set (for a BERT, any text set) by name, hub id or
+            folder, image sets with variants such as `mlp-mnist@1000@shift`; or `module:function`, a
+            function of the user's own that returns a `Task`.
         options: the task's own (`source`, `data_dir`, `batch_size`, `device`, ...).
 
     Raises:
@@ -46,9 +50,10 @@ def make_task(name: str, **options: Any) -> Task:
                 k: v for k, v in options.items() if k not in ("source", "data_dir")
             }
             return Quadratic(**quadratic_options)
-        for network in sorted(NETWORKS, key=len, reverse=True):
+        for network in sorted([*NETWORKS, *LANGUAGE_NETWORKS], key=len, reverse=True):
             if name.startswith(f"{network}-"):
-                return ImageTask(network, name.removeprefix(f"{network}-"), **options)
+                kind = ImageTask if network in NETWORKS else MaskedLanguageTask
+                return kind(network, name.removeprefix(f"{network}-"), **options)
     except TypeError as error:
         raise ValueError(f"task {name!r}: {error}") from None
     raise unknown("task", name, task_names())
@@ -72,6 +77,7 @@ def _imported_task(name: str, options: dict[str, Any]) -> Task:
 
 
 __all__ = [
-    "DATA_SETS", "NETWORKS", "VARIANTS", "ArrayData", "ImageSet", "ImageTask", "ModuleTask",
-    "Quadratic", "Task", "load_images", "load_variant", "make_task", "task_names",
+    "DATA_SETS", "KNOWN_TEXTS", "LANGUAGE_NETWORKS", "NETWORKS", "VARIANTS", "ArrayData",
+    "ImageSet", "ImageTask", "MaskedLanguageTask", "ModuleTask", "Quadratic", "Task", "TextSet",
+    "load_images", "load_text", "load_variant", "make_task", "task_names",
 ]  # fmt: skip
