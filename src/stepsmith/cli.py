@@ -28,6 +28,7 @@ from stepsmith.hub import BUNDLED, TrainedRule, load
 from stepsmith.kernels import BACKENDS, resolve
 from stepsmith.meta.trainer import meta_train
 from stepsmith.optim import LearnedOptimizer
+from stepsmith.recipes import command as recipe_commands
 from stepsmith.report import new_run_folder, rerender, write_results
 from stepsmith.report.verdict import verdicts
 from stepsmith.rules import CLASSIC, LEARNED, make_rule
@@ -38,6 +39,7 @@ app = typer.Typer(
     no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
     rich_markup_mode="rich",
 )  # fmt: skip
+app.add_typer(recipe_commands.app, name="recipe")
 console = Console(highlight=False)
 
 TaskOption = Annotated[
@@ -331,9 +333,9 @@ def tasks() -> None:
     for name in task_names():
         console.print(name)
     console.print(
-        "Also NETWORK-DATA with any other set by name, hub id or folder, variants of image sets such "
-        f"as mlp-mnist@1000@shift ({', '.join(VARIANTS)}, or a number of training images), and "
-        "module:function.",
+        "Also NETWORK-DATA with any other set by name, hub id or folder, variants of image sets "
+        f"such as mlp-mnist@1000@shift ({', '.join(VARIANTS)}, or a number of training images), "
+        "and module:function.",
         style="dim",
     )
 

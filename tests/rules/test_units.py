@@ -40,7 +40,8 @@ def test_the_running_norm_is_a_corrected_mean_with_a_floor():
 def test_gradients_of_zero_give_no_nan_and_the_first_real_one_counts_as_first():
     units = RelativeUnits()
     seen, gain, state = units.measure(torch.zeros(1), 3, units.init(1))
-    assert bool(seen.isfinite()) and bool(gain.isfinite())
+    assert bool(seen.isfinite())
+    assert bool(gain.isfinite())
     units.measure(torch.ones(1), 3, state)
     assert float(units.measure(torch.ones(1), 3, state)[2]["first_norm"]) == 1
 
@@ -88,7 +89,8 @@ def test_a_restarted_copy_measures_afresh():
     kept = {key: value.clone() for key, value in stepper.measures.items()}
     stepper.restart(0, copies.theta)
     for key, value in stepper.measures.items():
-        assert float(value[0]) == 0 and torch.equal(value[1], kept[key][1])
+        assert float(value[0]) == 0
+        assert torch.equal(value[1], kept[key][1])
 
 
 def test_a_resumed_optimizer_remembers_what_it_measured():

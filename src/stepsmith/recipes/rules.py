@@ -90,6 +90,6 @@ RULES: dict[str, MetaTraining] = {
     ),
     "mlp-mnist": _own("mlp-mnist", 300_000),
     "mlp-fashion_mnist": _own("mlp-fashion_mnist", 300_000),
-    "convnet-mnist": _own("convnet-mnist", 80_000),
-    "convnet-fashion_mnist": _own("convnet-fashion_mnist", 80_000),
+    "convnet-mnist": _own("convnet-mnist", 120_000, validations=20),
+    "convnet-fashion_mnist": _own("convnet-fashion_mnist", 120_000, validations=20),
 }  # fmt: skip

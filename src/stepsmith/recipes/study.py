@@ -16,7 +16,7 @@ from stepsmith.meta import meta_train
 from stepsmith.names import unknown
 from stepsmith.recipes import published
 from stepsmith.recipes.rules import RULES, MetaTraining
-from stepsmith.report import write_results
+from stepsmith.report import verdicts, write_results
 from stepsmith.rules import Rule
 from stepsmith.tasks import Task, make_task
 
@@ -209,10 +209,11 @@ def run_recipe(
         "recipe": recipe.name, "what": recipe.what, "scale": scale.name,
         "source": source or scale.source, "core_hours": core_hours(study.records),
     }  # fmt: skip
-    return write_results(
+    summary = write_results(
         folder, study.records, recipe=recipe.name, scale=scale.name, command=command,
         config=config, overwrite=overwrite,
     )  # fmt: skip
+    return {**summary, "verdicts": verdicts(summary["rows"])}
 
 
 def core_hours(records: Records) -> dict[str, float]:

@@ -1,0 +1,87 @@
+"""`stepsmith recipe`: list the recipes, run one, make one of their rules."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from stepsmith.recipes import RECIPES, SCALES, Study, recipe, run_recipe
+from stepsmith.recipes.rules import RULES
+
+app = typer.Typer(help="Figures and tables of the papers as programs.", no_args_is_help=True)
+console = Console(highlight=False)
+
+Quick = Annotated[bool, typer.Option("--quick", help="A small version, on the bundled sample.")]
+CacheDir = Annotated[
+    Path, typer.Option("--cache", help="Folder of tuned baselines, runs and meta-trained rules.")
+]
+Source = Annotated[
+    str | None, typer.Option(help="Data from: auto, sample, directory or hub [the scale's].")
+]
+DataDir = Annotated[
+    str | None, typer.Option(help="Folder with the data sets; or set STEPSMITH_DATA_DIR.")
+]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace results that are there.")]
+
+
+@app.command("list")
+def list_command() -> None:
+    """List the recipes and the rules they meta-train."""
+    table = Table("recipe", "what")
+    for entry in RECIPES.values():
+        table.add_row(entry.name, entry.what)
+    console.print(table)
+    console.print(f"rules: {', '.join(RULES)}")
+
+
+@app.command("run")
+def run_command(
+    name: Annotated[str, typer.Argument(help="Of `stepsmith recipe list`.")],
+    quick: Quick = False,
+    out: Annotated[
+        Path, typer.Option(help="Results go to OUT/NAME/SCALE, and overwrite none.")
+    ] = Path("results"),
+    cache: CacheDir = Path("runs/cache"),
+    overwrite: Overwrite = False,
+    source: Source = None,
+    data_dir: DataDir = None,
+) -> None:
+    """Run a recipe. Interrupted, the same command goes on where it stopped."""
+    chosen = recipe(name)
+    scale = SCALES["quick" if quick else "full"]
+    folder = out / chosen.name / scale.name
+    with console.status("...") as status:
+        summary = run_recipe(
+            chosen, scale, folder=folder, cache=cache, overwrite=overwrite,
+            command=shlex.join(["stepsmith", *sys.argv[1:]]), source=source, data_dir=data_dir,
+            say=status.update,
+        )  # fmt: skip
+    for sentence in summary["verdicts"]:
+        console.print(sentence)
+    console.print(f"Report: {folder / 'report.html'}")
+
+
+@app.command("rule")
+def rule_command(
+    name: Annotated[str, typer.Argument(help="A rule of `stepsmith recipe list`.")],
+    quick: Quick = False,
+    cache: CacheDir = Path("runs/cache"),
+    source: Source = None,
+    data_dir: DataDir = None,
+) -> None:
+    """Meta-train one of the recipes' rules, or find it in the cache."""
+    scale = SCALES["quick" if quick else "full"]
+    with console.status("...") as status:
+        study = Study("rule", scale, cache, source, data_dir, status.update)
+        trained = study.rule(name)
+    manifest = trained.manifest
+    console.print(
+        f"{name}: validation {manifest['validation']['score']:.4g} after "
+        f"{manifest['inner_steps']:,} inner steps in {manifest['seconds']:.0f} s"
+    )
