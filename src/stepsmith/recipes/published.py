@@ -67,7 +67,7 @@ def task(study: Study, name: str, *, affine: bool = True) -> Task:
     if name == "quadratic":
         return study.task(name)
     network, _, data = name.rpartition("-")
-    images = load_images(data, source=study.source, data_dir=study.data_dir)
+    images = load_images(data, **study.where)
     shape = images.train_images.shape[1:]
     return ModuleTask(
         lambda: _NETWORKS[network](shape, images.num_classes, affine),

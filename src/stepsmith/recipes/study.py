@@ -87,10 +87,12 @@ class Study:
 
     def task(self, name: str, **options: Any) -> Task:
         """A task by name, on this study's data."""
-        if name == "quadratic":
-            return make_task(name, **options)
-        source = self.source or self.scale.source
-        return make_task(name, source=source, data_dir=self.data_dir, **options)
+        return make_task(name, **self.where, **options)
+
+    @property
+    def where(self) -> dict[str, Any]:
+        """Where data come from, as arguments of `load_images`."""
+        return {"source": self.source or self.scale.source, "data_dir": self.data_dir}
 
     def rule(self, name: str) -> TrainedRule:
         """A rule of `RULES`, meta-trained once and kept in the cache.
