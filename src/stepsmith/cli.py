@@ -31,7 +31,8 @@ from stepsmith.optim import LearnedOptimizer
 from stepsmith.report import new_run_folder, rerender, write_results
 from stepsmith.report.verdict import verdicts
 from stepsmith.rules import CLASSIC, LEARNED, make_rule
-from stepsmith.tasks import make_task, task_names
+from stepsmith.tasks import DATA_SETS, FORMS, NETWORKS, make_task
+from stepsmith.tasks.networks.mlp import ACTIVATIONS
 
 app = typer.Typer(
     help="Learned optimizers: meta-train an update rule, use it, measure it.",
@@ -274,11 +275,17 @@ def info(checkpoint: Annotated[str, typer.Argument(help="Bundled name or file.")
 
 @app.command()
 def tasks() -> None:
-    """List the tasks."""
-    for name in task_names():
-        console.print(name)
+    """List the tasks: networks, data sets, and how their names make a task's."""
+    for label, names in (
+        ("networks", [*NETWORKS, *FORMS]),
+        ("activations", list(ACTIVATIONS)),
+        ("data sets", list(DATA_SETS)),
+        ("tasks", ["quadratic", "NETWORK-DATA", "module:function"]),
+    ):
+        console.print(f"{label}: {', '.join(names)}", markup=False)
     console.print(
-        "Also NETWORK-DATA with any image set by name, hub id or folder, and module:function.",
+        "Such as mlp-mnist, mlp32x32-tanh-fashion_mnist or cnn8x16-bn-mnist; DATA may be any image "
+        "set by name, hub id or folder too.",
         style="dim",
     )
 

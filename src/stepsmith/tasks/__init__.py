@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import difflib
 import importlib
 import sys
 from pathlib import Path
 from typing import Any
 
-from stepsmith.names import unknown
 from stepsmith.tasks.base import Task
 from stepsmith.tasks.data import ArrayData
 from stepsmith.tasks.datasets import ImageSet, load_images
-from stepsmith.tasks.images import NETWORKS, ImageTask
+from stepsmith.tasks.images import ImageTask
 from stepsmith.tasks.module import ModuleTask
+from stepsmith.tasks.networks import FORMS, NETWORKS, find_network
 from stepsmith.tasks.quadratic import Quadratic
 
 DATA_SETS = ("mnist", "fashion_mnist", "kmnist")
@@ -20,7 +21,8 @@ DATA_SETS = ("mnist", "fashion_mnist", "kmnist")
 
 
 def task_names() -> list[str]:
-    """The names `make_task` lists: `quadratic`, and `NETWORK-DATA` for every pair."""
+    """`quadratic`, and `NETWORK-DATA` for every pair of `NETWORKS` and `DATA_SETS`; networks named
+    by a form (`FORMS`) and other data sets join by name."""
     return ["quadratic", *(f"{network}-{data}" for data in DATA_SETS for network in NETWORKS)]
 
 
@@ -28,9 +30,10 @@ def make_task(name: str, **options: Any) -> Task:
     """Make a task by name.
 
     Args:
-        name: `quadratic`; `NETWORK-DATA`, such as `mlp-mnist` or `convnet5x5-fashion_mnist`, where
-            DATA is any image set by name, hub id or folder; or `module:function`, a function of the
-            user's own that returns a `Task`.
+        name: `quadratic`; `NETWORK-DATA`, such as `mlp-mnist` or `mlp32x32-tanh-fashion_mnist`,
+            where NETWORK is a name `stepsmith.tasks.networks` knows and DATA any image set by name,
+            hub id or folder; or `module:function`, a function of the user's own that returns a
+            `Task`.
         options: the task's own (`source`, `data_dir`, `batch_size`, `device`, ...).
 
     Raises:
@@ -44,12 +47,36 @@ def make_task(name: str, **options: Any) -> Task:
                 k: v for k, v in options.items() if k not in ("source", "data_dir")
             }
             return Quadratic(**quadratic_options)
-        for network in sorted(NETWORKS, key=len, reverse=True):
-            if name.startswith(f"{network}-"):
-                return ImageTask(network, name.removeprefix(f"{network}-"), **options)
+        network, data = split_name(name)
+        if network:
+            return ImageTask(network, data, **options)
     except TypeError as error:
         raise ValueError(f"task {name!r}: {error}") from None
-    raise unknown("task", name, task_names())
+    raise _unknown_task(name)
+
+
+def split_name(name: str) -> tuple[str, str]:
+    """NETWORK and DATA of a `NETWORK-DATA` name: the longest network there is (a data set's name
+    may hold dashes too); two empty strings where there is none.
+
+    >>> split_name("cnn8x16-bn-fashion_mnist")
+    ('cnn8x16-bn', 'fashion_mnist')
+    """
+    dashes = [place for place, letter in enumerate(name) if letter == "-"]
+    for place in reversed(dashes):
+        if find_network(name[:place]) is not None:
+            return name[:place], name[place + 1 :]
+    return "", ""
+
+
+def _unknown_task(name: str) -> ValueError:
+    nearest = difflib.get_close_matches(name, task_names(), n=1, cutoff=0.5)
+    hint = f" Did you mean {nearest[0]!r}?" if nearest else ""
+    return ValueError(
+        f"unknown task {name!r}; known: quadratic, NETWORK-DATA and module:function, NETWORK being "
+        f"one of {', '.join([*NETWORKS, *FORMS])}, DATA one of {', '.join(DATA_SETS)} or any image "
+        f"set by name, hub id or folder.{hint}"
+    )
 
 
 def _imported_task(name: str, options: dict[str, Any]) -> Task:
@@ -70,6 +97,6 @@ def _imported_task(name: str, options: dict[str, Any]) -> Task:
 
 
 __all__ = [
-    "DATA_SETS", "NETWORKS", "ArrayData", "ImageSet", "ImageTask", "ModuleTask", "Quadratic",
-    "Task", "load_images", "make_task", "task_names",
+    "DATA_SETS", "FORMS", "NETWORKS", "ArrayData", "ImageSet", "ImageTask", "ModuleTask",
+    "Quadratic", "Task", "load_images", "make_task", "split_name", "task_names",
 ]  # fmt: skip

@@ -1,35 +1,23 @@
-"""Image classification: a network of the papers on a data set, by name."""
+"""Image classification: a network on a data set, both by name."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import torch
 import torch.nn.functional as F
-from torch import nn
 
-from stepsmith.names import unknown
 from stepsmith.tasks.data import as_data
 from stepsmith.tasks.datasets import ImageSet, load_images
 from stepsmith.tasks.module import ModuleTask
-from stepsmith.tasks.networks.convnet import convnet, convnet5x5, convnet_sigmoid
-from stepsmith.tasks.networks.mlp import mlp
-
-NETWORKS: dict[str, Callable[[torch.Size, int], nn.Module]] = {
-    "mlp": mlp,
-    "convnet": convnet,
-    "convnet5x5": convnet5x5,
-    "convnet-sigmoid": convnet_sigmoid,
-}
+from stepsmith.tasks.networks import get_network
 
 
 class ImageTask(ModuleTask):
-    """A network of `NETWORKS` classifying images by cross-entropy.
+    """A network classifying images by cross-entropy.
 
     Args:
-        network: one of `NETWORKS`.
+        network: a name that `stepsmith.tasks.networks` knows, such as `convnet` or `mlp64-relu`.
         images: an `ImageSet`, or the name of one for `load_images`.
         batch_size: examples of a batch.
         source, data_dir: where a named set comes from, as in `load_images`.
@@ -49,14 +37,13 @@ class ImageTask(ModuleTask):
         data_dir: str | Path | None = None,
         **options: Any,
     ):
-        if network not in NETWORKS:
-            raise unknown("network", network, NETWORKS)
+        build = get_network(network)
         if isinstance(images, str):
             images = load_images(images, source=source, data_dir=data_dir)
         shape = images.train_images.shape[1:]
         self._network = network
         super().__init__(
-            lambda: NETWORKS[network](shape, images.num_classes),
+            lambda: build(shape, images.num_classes),
             F.cross_entropy,
             as_data(images),
             batch_size=batch_size,
