@@ -67,6 +67,19 @@ def test_runs_never_overwrite_older_ones(tmp_path, capsys, monkeypatch):
     ]  # fmt: skip
 
 
+def test_training_on_several_tasks(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "smalltask.py").write_text(
+        "from stepsmith.tasks import Quadratic\ndef small():\n    return Quadratic(2)\n"
+    )
+    assert run(capsys, "train", *SMALL, "--task", "smalltask:small")[0] == 0
+    folder = tmp_path / "runs" / "train-quadratic-quadratic"
+    trained = load(folder / "rule.safetensors")
+    assert trained.manifest["tasks"] == ["quadratic", "quadratic"]
+    assert trained.manifest["parameters"] == [10, 2]
+    assert run(capsys, "train", "--resume", str(folder))[0] == 0
+
+
 def test_lists(capsys):
     listed = run(capsys, "tasks")[1]
     for name in ("convnet-sigmoid", "vit-small", "mlpWxW-ACTIVATION[-bn|-ln]", "fashion_mnist"):

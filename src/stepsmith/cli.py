@@ -26,6 +26,7 @@ from stepsmith.evaluate.cost import MakeOptimizer, seconds_per_step
 from stepsmith.evaluate.run import Settings, add_meta_training, learned_key
 from stepsmith.hub import BUNDLED, TrainedRule, load
 from stepsmith.kernels import BACKENDS, resolve
+from stepsmith.meta.episodes import joint_name
 from stepsmith.meta.trainer import meta_train
 from stepsmith.optim import LearnedOptimizer
 from stepsmith.report import new_run_folder, rerender, write_results
@@ -86,7 +87,10 @@ def demo(
 @app.command()
 @guarded
 def train(
-    task: TaskOption = "mlp-mnist",
+    task: Annotated[
+        list[str] | None,
+        typer.Option("--task", "-t", help="As elsewhere; repeatable, to train on several at once."),
+    ] = None,
     rule: Annotated[
         str, typer.Option("--rule", "-r", help="joined, l2o_dm or rnnprop.")
     ] = "joined",
@@ -112,7 +116,7 @@ def train(
     ] = None,
     tensorboard: Annotated[bool, typer.Option(help="Write TensorBoard events too.")] = False,
 ) -> None:
-    """Meta-train an update rule on a task."""
+    """Meta-train an update rule on a task, or on several."""
     if resume is not None:
         folder, config = resume, _read_config(resume)
     else:
@@ -123,7 +127,8 @@ def train(
         if seconds is not None:
             budget = {"seconds": seconds}
         config: dict[str, Any] = {
-            "task": task, "source": source, "data_dir": str(data_dir) if data_dir else None,
+            "tasks": task or ["mlp-mnist"], "source": source,
+            "data_dir": str(data_dir) if data_dir else None,
             "rule": rule, "rule_arguments": {k: v for k, v in given.items() if v is not None},
             "meta_training": {
                 **budget, "horizon": horizon, "window": window, "copies": copies,
@@ -132,12 +137,14 @@ def train(
             "name": name, "command": _command(),
         }  # fmt: skip
         folder = None
-    made = make_task(config["task"], **_data_options(config))
+    made = [make_task(name, **_data_options({**config, "task": name})) for name in config["tasks"]]
+    title = joint_name(made)
     made_rule = make_rule(config["rule"], **config["rule_arguments"])
     if folder is None:
-        folder = new_run_folder(out, f"train-{_slug(task)}")
+        label = title if len(made) > 1 else config["tasks"][0]
+        folder = new_run_folder(out, f"train-{_slug(label)}")
         store.write_bytes(folder / "config.json", json.dumps(config, indent=2).encode())
-    console.print(f"Meta-training [bold]{config['rule']}[/] on [bold]{made.name}[/] in {folder}")
+    console.print(f"Meta-training [bold]{config['rule']}[/] on [bold]{title}[/] in {folder}")
     console.print("Ctrl-C finishes the window and saves; --resume continues.", style="dim")
     trained = meta_train(
         made, made_rule, out=folder, resume=resume is not None, progress=True,
@@ -145,8 +152,9 @@ def train(
     )  # fmt: skip
     records = Records()
     key = Key(
-        recipe="train", scale="full", task=made.name, network=made.network_name,
-        data=made.data_name, horizon=config["meta_training"]["horizon"],
+        recipe="train", scale="full", task=title,
+        network=", ".join(dict.fromkeys(one.network_name for one in made)),
+        data=trained.manifest["data"], horizon=config["meta_training"]["horizon"],
     )  # fmt: skip
     add_meta_training(records, learned_key(key, f"learned ({trained.name})", trained), trained)
     write_results(
