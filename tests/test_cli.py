@@ -80,6 +80,19 @@ def test_training_on_several_tasks(tmp_path, capsys, monkeypatch):
     assert run(capsys, "train", "--resume", str(folder))[0] == 0
 
 
+def test_a_curriculum_and_its_resumption(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    arguments = ["--task", "quadratic", "--steps", "200", "--curriculum", "5,10"]
+    assert run(capsys, "train", *arguments)[0] == 0
+    folder = tmp_path / "runs" / "train-quadratic"
+    assert (folder / "stage-2-10" / "rule.safetensors").exists()
+    trained = load(folder / "rule.safetensors")
+    assert trained.horizon == 10
+    assert run(capsys, "train", "--resume", str(folder))[0] == 0
+    assert load(folder / "rule.safetensors").fingerprint == trained.fingerprint
+    assert "curriculum" in run(capsys, "info", str(folder / "rule.safetensors"))[1]
+
+
 def test_lists(capsys):
     listed = run(capsys, "tasks")[1]
     for name in ("convnet-sigmoid", "vit-small", "mlpWxW-ACTIVATION[-bn|-ln]", "fashion_mnist"):
@@ -114,6 +127,9 @@ def test_a_users_own_task(tmp_path, capsys, monkeypatch):
         (["train", "--task", "quadratic", "--seconds", "3", "--steps", "3"], "not both"),
         (["train", "--task", "quadratic", "--steps", "9", "--lr", "-1"], "lr must be"),
         (["train", "--task", "quadratic", "--steps", "9", "--window", "7"], "multiple"),
+        (["train", "--steps", "9", "--horizon", "5", "--curriculum", "5,10"], "not both"),
+        (["train", "--steps", "9", "--curriculum", "5;10"], "with commas between"),
+        (["train", "--task", "quadratic", "--steps", "9", "--curriculum", "9,5"], "must grow"),
         (["train", "--resume", "nowhere"], "no such file; --resume takes the folder"),
         (["evaluate", "--task", "quadratic", "--seeds", "0", "-b", "adam"], "seeds must be"),
         (["bench", "--task", "quadratic", "--rounds", "0"], "rounds must be at least 1"),

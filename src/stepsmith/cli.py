@@ -26,6 +26,7 @@ from stepsmith.evaluate.cost import MakeOptimizer, seconds_per_step
 from stepsmith.evaluate.run import Settings, add_meta_training, learned_key
 from stepsmith.hub import BUNDLED, TrainedRule, load
 from stepsmith.kernels import BACKENDS, resolve
+from stepsmith.meta.curriculum import train_curriculum
 from stepsmith.meta.episodes import joint_name
 from stepsmith.meta.trainer import meta_train
 from stepsmith.optim import LearnedOptimizer
@@ -96,7 +97,10 @@ def train(
     ] = "joined",
     seconds: Annotated[float | None, typer.Option(help="Budget in seconds [default: 120].")] = None,
     steps: Annotated[int | None, typer.Option(help="Budget in inner steps; repeatable.")] = None,
-    horizon: Annotated[int, typer.Option(help="Steps of an episode.")] = 100,
+    horizon: Annotated[int | None, typer.Option(help="Steps of an episode [default: 100].")] = None,
+    curriculum: Annotated[
+        str | None, typer.Option(help="Stages of growing horizon, such as 100,200,500,1000.")
+    ] = None,
     window: Annotated[int | None, typer.Option(help="Steps of a window; the horizon.")] = None,
     copies: Annotated[int, typer.Option(help="Optimizees at once.")] = 2,
     samples: Annotated[int, typer.Option(help="Coordinate-steps replayed a window.")] = 40_000,
@@ -131,7 +135,7 @@ def train(
             "data_dir": str(data_dir) if data_dir else None,
             "rule": rule, "rule_arguments": {k: v for k, v in given.items() if v is not None},
             "meta_training": {
-                **budget, "horizon": horizon, "window": window, "copies": copies,
+                **budget, **_horizons(horizon, curriculum), "window": window, "copies": copies,
                 "samples": samples, "loss": loss, "lr": lr, "seed": seed,
             },
             "name": name, "command": _command(),
@@ -146,7 +150,8 @@ def train(
         store.write_bytes(folder / "config.json", json.dumps(config, indent=2).encode())
     console.print(f"Meta-training [bold]{config['rule']}[/] on [bold]{title}[/] in {folder}")
     console.print("Ctrl-C finishes the window and saves; --resume continues.", style="dim")
-    trained = meta_train(
+    learn = train_curriculum if "horizons" in config["meta_training"] else meta_train
+    trained = learn(
         made, made_rule, out=folder, resume=resume is not None, progress=True,
         tensorboard=tensorboard, name=config["name"], **config["meta_training"],
     )  # fmt: skip
@@ -154,7 +159,7 @@ def train(
     key = Key(
         recipe="train", scale="full", task=title,
         network=", ".join(dict.fromkeys(one.network_name for one in made)),
-        data=trained.manifest["data"], horizon=config["meta_training"]["horizon"],
+        data=trained.manifest["data"], horizon=trained.manifest["horizon"],
     )  # fmt: skip
     add_meta_training(records, learned_key(key, f"learned ({trained.name})", trained), trained)
     write_results(
@@ -324,6 +329,10 @@ def print_rows(rows: list[dict[str, Any]]) -> None:
 def _described(trained: TrainedRule) -> list[tuple[str, str]]:
     manifest = trained.manifest
     weights = sum(value.numel() for value in trained.weights.values())
+    stages = [
+        f"{stage['horizon']} ({stage['inner_steps']} inner steps, ended: {stage['ended']})"
+        for stage in manifest.get("curriculum", [])
+    ]
     return [
         ("name", trained.name),
         ("rule", f"{type(trained.rule).__name__} {json.dumps(trained.rule.config())}"),
@@ -331,6 +340,7 @@ def _described(trained: TrainedRule) -> list[tuple[str, str]]:
         ("tasks", ", ".join(manifest.get("tasks", [])) or "unknown"),
         ("data", str(manifest.get("data", "unknown"))),
         ("horizon", str(trained.horizon)),
+        *([("curriculum", ", ".join(stages))] if stages else []),
         ("validation", json.dumps(manifest.get("validation"))),
         ("meta-training", json.dumps(manifest.get("meta_training"))),
         ("cost", f"{manifest.get('seconds')} s, {manifest.get('inner_steps')} inner steps"),
@@ -344,6 +354,20 @@ def _data_options(config: dict[str, Any]) -> dict[str, Any]:
     if ":" in config["task"]:
         return {}
     return {"source": config["source"], "data_dir": config["data_dir"]}
+
+
+def _horizons(horizon: int | None, curriculum: str | None) -> dict[str, Any]:
+    if curriculum is None:
+        return {"horizon": 100 if horizon is None else horizon}
+    if horizon is not None:
+        raise ValueError("train: give --horizon or --curriculum, not both")
+    try:
+        return {"horizons": [int(steps) for steps in curriculum.split(",")]}
+    except ValueError:
+        raise ValueError(
+            "train: --curriculum takes numbers of steps with commas between, such as 100,200,500; "
+            f"got {curriculum!r}"
+        ) from None
 
 
 def _read_config(folder: Path) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -94,11 +94,7 @@ class Run:
     @property
     def stalled(self) -> bool:
         """Whether the last `patience` validations brought nothing better."""
-        patience, best = self.config.patience, self.progress.best_score
-        if patience is None or best is None:
-            return False
-        scores = [point["score"] for point in self.progress.validations]
-        return len(scores) - 1 - scores.index(best) >= patience
+        return has_stalled(self.progress.validations, self.config.patience)
 
     def window(self) -> Window:
         """One meta-update, from one window or as many as are accumulated; returns the last."""
@@ -301,6 +297,16 @@ def meta_train(
         save_run(run, checkpoint)
         trained.save(folder / "rule.safetensors")
     return trained
+
+
+def has_stalled(validations: Sequence[Mapping[str, Any]], patience: int | None) -> bool:
+    """Whether the last `patience` of these brought no better score than those before; never without
+    patience or before the first finite score."""
+    scores = [point["score"] for point in validations]
+    finite = [score for score in scores if math.isfinite(score)]
+    if patience is None or not finite:
+        return False
+    return len(scores) - 1 - scores.index(min(finite)) >= patience
 
 
 def _norm(gradients: list[Tensor]) -> Tensor:
