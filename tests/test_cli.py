@@ -50,6 +50,41 @@ def test_train_evaluate_report_info(tmp_path, capsys, monkeypatch):
     assert "LSTMRule" in out
 
 
+def test_evaluate_keeps_tuned_baselines(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for _ in range(2):
+        code, *_ = run(
+            capsys, "evaluate", "-t", "quadratic", "-b", "adam", "--steps", "10", "--seeds", "3",
+            "--tuning-seeds", "2", "--no-timing", "--cache", "kept",
+        )  # fmt: skip
+        assert code == 0
+    (entry,) = (tmp_path / "kept").iterdir()
+    assert entry.name.startswith("quadratic-adam-")
+
+
+def test_transfer_prints_rules_by_tasks_and_goes_on_from_its_cache(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    arguments = [
+        "transfer", "-r", "quadratic", "-r", "mlp-mnist", "-t", "quadratic", "-t", "mlp-mnist@100",
+        "-b", "adam", "--steps", "5", "--seeds", "2", "--tuning-seeds", "1", "--no-timing",
+        "--source", "sample",
+    ]  # fmt: skip
+    code, out, _ = run(capsys, *arguments)
+    assert code == 0
+    for word in ("learned (quadratic)", "learned (mlp-mnist)", "final loss"):
+        assert word in " ".join(out.split())
+    summary = json.loads((tmp_path / "runs/transfer/summary.json").read_text())
+    assert {row["task"] for row in summary["rows"]} == {"quadratic", "mlp-mnist@100"}
+    entries = {path: path.stat().st_mtime_ns for path in (tmp_path / "runs/cache").iterdir()}
+    assert len(entries) == 2 * 3  # two rules and a baseline on each task
+    assert run(capsys, *arguments)[0] == 0
+    again = json.loads((tmp_path / "runs/transfer-2/summary.json").read_text())
+    assert again["rows"] == summary["rows"]
+    assert {
+        path: path.stat().st_mtime_ns for path in (tmp_path / "runs/cache").iterdir()
+    } == entries
+
+
 def test_bench_times_every_rule_beside_adamw(capsys):
     code, out, _ = run(capsys, "bench", "--task", "quadratic", "--rounds", "1")
     assert code == 0
@@ -142,6 +177,14 @@ def test_a_users_own_task(tmp_path, capsys, monkeypatch):
             "void",
         ),
         (["evaluate", "--task", "mlp-mnist", "--source", "web"], "source"),
+        (
+            ["transfer", "-r", "mlp-mnist", "-t", "quadratic", "-t", "quadratic"],
+            "2 tasks are called",
+        ),
+        (
+            ["transfer", "-r", "mlp-mnist", "-t", "mlp-mnist@blur"],
+            "unknown variant of mnist 'blur'",
+        ),
         (["info", "nothing.safetensors"], "no such file"),
         (["report", "nowhere"], "no such file"),
     ],

@@ -23,7 +23,7 @@ LAYERS = [
     {"unroll", "testing"},
     {"meta", "evaluate"},
     {"report"},
-    {"demo"},
+    {"demo", "tables"},
     {"cli"},
     {"__main__"},
 ]

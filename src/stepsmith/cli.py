@@ -1,4 +1,4 @@
-"""The command line: `stepsmith demo`, `train`, `evaluate`, `bench`, `report`, `info`, ..."""
+"""The command line: `stepsmith demo`, `train`, `evaluate`, `transfer`, `bench`, `report`, ..."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from rich.logging import RichHandler
 from rich.table import Table
 
 from stepsmith import demo as demonstration
-from stepsmith import store
-from stepsmith.evaluate import BASELINES, Key, Records, evaluate
+from stepsmith import store, tables
+from stepsmith.evaluate import BASELINES, Key, Records, evaluate, transfer, transfer_matrix
 from stepsmith.evaluate.cost import MakeOptimizer, seconds_per_step
 from stepsmith.evaluate.run import Settings, add_meta_training, learned_key
 from stepsmith.hub import BUNDLED, TrainedRule, load
@@ -33,7 +33,7 @@ from stepsmith.optim import LearnedOptimizer
 from stepsmith.report import new_run_folder, rerender, write_results
 from stepsmith.report.verdict import verdicts
 from stepsmith.rules import CLASSIC, LEARNED, make_rule
-from stepsmith.tasks import DATA_SETS, FORMS, NETWORKS, make_task
+from stepsmith.tasks import DATA_SETS, FORMS, NETWORKS, VARIANTS, make_task
 from stepsmith.tasks.networks.mlp import ACTIVATIONS
 
 app = typer.Typer(
@@ -51,6 +51,10 @@ DataDir = Annotated[
     typer.Option(help="Folder with parquet, idx or image files; or set STEPSMITH_DATA_DIR."),
 ]
 Source = Annotated[str, typer.Option(help="Data from: auto, sample, directory or hub.")]
+CacheDir = Annotated[
+    Path | None,
+    typer.Option("--cache", help="Folder where tuned baselines and rules' runs are kept."),
+]
 Out = Annotated[Path, typer.Option(help="Folder for runs; a run never overwrites an older one.")]
 
 
@@ -190,6 +194,7 @@ def evaluate_command(
     recipe: Annotated[str, typer.Option(help="Name in the records.")] = "evaluate",
     scale: Annotated[str, typer.Option(help="full, small or quick.")] = "full",
     folder: Annotated[Path | None, typer.Option(help="Write exactly here.")] = None,
+    cache: CacheDir = None,
     source: Source = "auto",
     data_dir: DataDir = None,
     out: Out = Path("runs"),
@@ -206,16 +211,68 @@ def evaluate_command(
         result = evaluate(
             made, trained, config["baselines"], recipe=recipe, scale=scale, say=status.update,
             steps=steps, seeds=seeds, tuning_seeds=tuning_seeds,
-            timing_rounds=Settings.timing_rounds if timing else 0,
+            timing_rounds=Settings.timing_rounds if timing else 0, cache=cache,
         )  # fmt: skip
         status.update("drawing the report")
         where = folder or new_run_folder(out, f"evaluate-{_slug(task)}")
         summary = write_results(
             where, result.records, recipe=recipe, scale=scale, command=_command(), config=config
         )
-    print_rows(summary["rows"])
+    console.print(tables.losses(summary["rows"]))
     for sentence in verdicts(summary["rows"]):
         console.print(sentence)
+    console.print(f"Report: {where / 'report.html'}")
+
+
+@app.command("transfer")
+@guarded
+def transfer_command(
+    rule: Annotated[
+        list[str], typer.Option("--rule", "-r", help="Bundled name or file; repeatable.")
+    ],
+    task: Annotated[
+        list[str], typer.Option("--task", "-t", help="Task (`stepsmith tasks`); repeatable.")
+    ],
+    baseline: Annotated[
+        list[str] | None, typer.Option("--baseline", "-b", help="Repeatable; all by default.")
+    ] = None,
+    steps: Annotated[int, typer.Option(help="Horizon.")] = 100,
+    seeds: Annotated[int, typer.Option(help="Runs of each optimizer.")] = 32,
+    tuning_seeds: Annotated[int, typer.Option(help="Runs of each rate.")] = 8,
+    timing: Annotated[bool, typer.Option(help="Measure seconds per step.")] = True,
+    recipe: Annotated[str, typer.Option(help="Name in the records.")] = "transfer",
+    scale: Annotated[str, typer.Option(help="full, small or quick.")] = "full",
+    folder: Annotated[Path | None, typer.Option(help="Write exactly here.")] = None,
+    cache: CacheDir = None,
+    source: Source = "auto",
+    data_dir: DataDir = None,
+    out: Out = Path("runs"),
+) -> None:
+    """Test rules on tasks they were not meta-trained for: rules in rows, tasks in columns.
+
+    Interrupted, the same command goes on where it stopped (by the cache, OUT/cache by default).
+    """
+    kept = cache if cache is not None else out / "cache"
+    config: dict[str, Any] = {
+        "tasks": task, "source": source, "data_dir": str(data_dir) if data_dir else None,
+        "rules": rule, "baselines": baseline if baseline is not None else list(BASELINES),
+        "steps": steps, "seeds": seeds, "tuning_seeds": tuning_seeds,
+    }  # fmt: skip
+    made = [make_task(name, **_data_options({**config, "task": name})) for name in task]
+    trained = [load(name) for name in rule]
+    with console.status("...") as status:
+        result = transfer(
+            trained, made, config["baselines"], recipe=recipe, scale=scale, say=status.update,
+            steps=steps, seeds=seeds, tuning_seeds=tuning_seeds, cache=kept,
+            timing_rounds=Settings.timing_rounds if timing else 0,
+        )  # fmt: skip
+        status.update("drawing the report")
+        where = folder or new_run_folder(out, "transfer")
+        summary = write_results(
+            where, result.records, recipe=recipe, scale=scale, command=_command(), config=config
+        )
+    for metric, label in (("mean_train_loss", "mean loss"), ("final_train_loss", "final loss")):
+        console.print(tables.matrix(transfer_matrix(summary["rows"], metric), label))
     console.print(f"Report: {where / 'report.html'}")
 
 
@@ -279,11 +336,7 @@ def report(folder: Annotated[Path, typer.Argument(help="Folder of a run.")]) -> 
 @app.command()
 def info(checkpoint: Annotated[str, typer.Argument(help="Bundled name or file.")]) -> None:
     """Say what a trained rule is and how it came to be."""
-    trained = load(checkpoint)
-    table = Table(show_header=False, box=None, pad_edge=False)
-    for label, value in _described(trained):
-        table.add_row(f"[bold]{label}", value)
-    console.print(table)
+    console.print(tables.described(load(checkpoint)))
 
 
 @app.command()
@@ -297,8 +350,9 @@ def tasks() -> None:
     ):
         console.print(f"{label}: {', '.join(names)}", markup=False)
     console.print(
-        "Such as mlp-mnist, mlp32x32-tanh-fashion_mnist or cnn8x16-bn-mnist; DATA may be any image "
-        "set by name, hub id or folder too.",
+        "Such as mlp-mnist, mlp32x32-tanh-fashion_mnist, cnn8x16-bn-mnist or mlp-mnist@1000@shift; "
+        "DATA may be any image set by name, hub id or folder too, and variants of it "
+        f"({', '.join(VARIANTS)}, or a number of training images).",
         style="dim",
     )
 
@@ -309,44 +363,6 @@ def rules() -> None:
     console.print(f"learned: {', '.join(LEARNED)}")
     console.print(f"classic: {', '.join(CLASSIC)}")
     console.print(f"trained, bundled: {', '.join(BUNDLED)}")
-
-
-def print_rows(rows: list[dict[str, Any]]) -> None:
-    """Print the losses of a summary as a table."""
-    shown = [row for row in rows if row["metric"] in ("mean_train_loss", "final_train_loss")]
-    table = Table("task", "optimizer", "metric", "mean", "95 %", "ratio", "diverged")
-    for row in sorted(shown, key=lambda r: (r["task"], r["metric"], r["mean"] or 9e9)):
-        ratio = "" if row["ratio"] is None else f"{row['ratio']:.3f}"
-        interval = f"{row['low']:.4g} to {row['high']:.4g}" if row["low"] is not None else ""
-        table.add_row(
-            row["task"], row["optimizer"], row["metric"].replace("_train_loss", " loss"),
-            f"{row['mean']:.4g}", interval, ratio, f"{row['diverged']}/{row['seeds']}",
-            style="bold" if row["kind"] == "learned" else None,
-        )  # fmt: skip
-    console.print(table)
-
-
-def _described(trained: TrainedRule) -> list[tuple[str, str]]:
-    manifest = trained.manifest
-    weights = sum(value.numel() for value in trained.weights.values())
-    stages = [
-        f"{stage['horizon']} ({stage['inner_steps']} inner steps, ended: {stage['ended']})"
-        for stage in manifest.get("curriculum", [])
-    ]
-    return [
-        ("name", trained.name),
-        ("rule", f"{type(trained.rule).__name__} {json.dumps(trained.rule.config())}"),
-        ("weights", f"{weights:,}, fingerprint {trained.fingerprint[:16]}"),
-        ("tasks", ", ".join(manifest.get("tasks", [])) or "unknown"),
-        ("data", str(manifest.get("data", "unknown"))),
-        ("horizon", str(trained.horizon)),
-        *([("curriculum", ", ".join(stages))] if stages else []),
-        ("validation", json.dumps(manifest.get("validation"))),
-        ("meta-training", json.dumps(manifest.get("meta_training"))),
-        ("cost", f"{manifest.get('seconds')} s, {manifest.get('inner_steps')} inner steps"),
-        ("version", str(manifest.get("version"))),
-        ("licence", str(manifest.get("licence"))),
-    ]
 
 
 def _data_options(config: dict[str, Any]) -> dict[str, Any]:

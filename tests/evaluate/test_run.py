@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from stepsmith.evaluate import BASELINES, Baseline, Key, Records, evaluate
-from stepsmith.evaluate.tuning import WIDEST, tune
+from stepsmith.evaluate.tuning import WIDEST, tune, tuned_from
 from stepsmith.hub import TrainedRule
 from stepsmith.rules import make_rule
 from stepsmith.tasks import Quadratic
@@ -17,7 +17,7 @@ FEW = {"steps": 20, "seeds": 4, "tuning_seeds": 2, "timing_rounds": 2}
 
 def fresh(name: str = "fresh") -> TrainedRule:
     rule = make_rule("joined")
-    manifest = {"name": name, "tasks": ["quadratic"], "seconds": 2.0,
+    manifest = {"name": name, "tasks": ["quadratic"], "seconds": 2.0, "core_seconds": 3.5,
                 "validations": [{"inner_steps": 0, "seconds": 0.0, "score": 3.0}]}  # fmt: skip
     return TrainedRule(rule, rule.init(torch.Generator().manual_seed(0)), manifest)
 
@@ -58,6 +58,27 @@ def test_each_criterion_has_its_own_rate():
     assert tuned.rates == {"mean": pytest.approx(0.4), "final": pytest.approx(0.05)}
 
 
+@pytest.mark.parametrize("best", [0.8, 0.8 * 64, 0.8 / 16])
+def test_a_rate_known_to_be_good_takes_fewer_tries(best):
+    entry = Baseline("toy", torch.optim.SGD, 0.1)
+    tuned = tune(entry, bowl(best), Records(), Key(horizon=10), [0, 1], around=0.8)
+    assert tuned.rates == {"mean": pytest.approx(best), "final": pytest.approx(best)}
+    assert len(tuned.tried) == 3 + round(abs(np.log2(best / 0.8)))
+    assert tuned.at_edge == ()
+
+
+def test_evaluate_tunes_around_given_rates():
+    result = evaluate(Quadratic(3), [], ["adam", "nag"], tune_around={"adam": 0.1}, **FEW)
+    assert 0.1 in result.tuned["adam"].tried
+    assert len(result.tuned["adam"].tried) < 9 <= len(result.tuned["nag"].tried)
+
+
+def test_what_was_tuned_is_told_from_records_alone():
+    result = evaluate(Quadratic(3), [], ["adam", "sgd"], **FEW)
+    for name, tuned in result.tuned.items():
+        assert tuned_from(BASELINES[name], result.records) == tuned
+
+
 def test_tuning_needs_nine_rates():
     with pytest.raises(ValueError, match="points >= 9"):
         tune(Baseline("t", torch.optim.SGD, 1.0), bowl(1), Records(), Key(), [0], points=5)
@@ -77,6 +98,7 @@ def test_evaluate_compares_rules_and_baselines(tiny_task):
     assert test == {0, 1, 2, 3}
     assert not tuning & test
     assert next(result.records.select("meta_training_seconds")).values.item() == 2.0
+    assert next(result.records.select("meta_training_core_seconds")).values.item() == 3.5
 
 
 def test_all_optimizers_start_from_the_same_losses(tiny_task):
@@ -117,6 +139,8 @@ def test_every_baseline_runs():
         ({"tuning_seeds": -1}, "tuning_seeds"),
         ({"points": 3}, "points must be at least 9"),
         ({"timing_rounds": -1}, "timing_rounds"),
+        ({"tune_around": {"adam": 0.0}}, r"tune_around\['adam'\] must be > 0"),
+        ({"tune_around": {"adm": 0.1}}, "Did you mean 'adam'"),
     ],
 )
 def test_bad_settings(bad, match):

@@ -71,6 +71,7 @@ class CoupledRule(TensorRule):
 RULES = {name: make_rule(name) for name in LEARNED} | {
     "per-tensor features": TensorRule(),
     "coupled": CoupledRule(),
+    "relative units": make_rule("joined", scaling="relative", step_scale=3.0),
 }
 
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 
 import pytest
 import torch
 
-from stepsmith import load
+from stepsmith import load, store
 from stepsmith.meta import MetaTrainConfig, meta_train
 from stepsmith.meta.trainer import Run
 from stepsmith.rules import make_rule
@@ -127,6 +128,31 @@ def test_nonfinite_windows_are_skipped_counted_and_said_once(caplog):
 def test_a_seconds_budget_ends():
     trained = meta_train(Quadratic(3), seconds=0.5, **SMALL)
     assert 0.5 <= trained.manifest["seconds"] < 5
+    assert 0 < trained.manifest["core_seconds"] < 10
+
+
+def test_core_seconds_add_up_over_resumes_and_parents(tmp_path, monkeypatch):
+    clock = iter(range(0, 10**6, 10))
+    monkeypatch.setattr(time, "process_time", lambda: next(clock))
+    first = meta_train(Quadratic(3), steps=72, out=tmp_path, **SMALL)
+    spent = first.manifest["core_seconds"]
+    assert spent > 0
+    more = meta_train(Quadratic(3), steps=144, out=tmp_path, resume=True, **SMALL)
+    assert spent < more.manifest["core_seconds"] < next(clock)
+    alone = meta_train(Quadratic(3), steps=72, **SMALL).manifest["core_seconds"]
+    further = meta_train(Quadratic(3), more, steps=72, **SMALL).manifest
+    assert further["core_seconds"] == more.manifest["core_seconds"] + alone
+    assert further["parent"]["core_seconds"] == more.manifest["core_seconds"]
+
+
+def test_core_seconds_that_are_not_known_are_not_claimed(tmp_path):
+    meta_train(Quadratic(3), steps=72, out=tmp_path, **SMALL)
+    tensors, manifest = store.read(tmp_path / "run.safetensors", "run")
+    del manifest["progress"]["core_seconds"]
+    store.write(tmp_path / "run.safetensors", tensors, manifest)
+    more = meta_train(Quadratic(3), steps=144, out=tmp_path, resume=True, **SMALL)
+    assert "core_seconds" not in more.manifest
+    assert "core_seconds" not in meta_train(Quadratic(3), more, steps=72, **SMALL).manifest
 
 
 def test_the_rate_warms_up_and_decays():

@@ -20,6 +20,8 @@ from stepsmith.report import (
     verdicts,
     write_results,
 )
+from stepsmith.report.break_even import break_even_figure
+from stepsmith.report.style import svg
 from stepsmith.store import CheckpointError
 
 STEPS, SEEDS = 100, 8
@@ -49,6 +51,7 @@ def made(learned_rate=0.1, factor=1.0, task="toy", bad=0, ms=(4.0, 1.0), name="m
         if learned:
             meta = Key(task=task, purpose="meta", optimizer=optimizer, checkpoint="c")
             records.add(meta, "meta_training_seconds", [30.0], seeds=[0], steps=[0])
+            records.add(meta, "meta_training_core_seconds", [55.0], seeds=[0], steps=[0])
             records.add(meta, "validation_score", [[1.0, 0.5]], seeds=[0], steps=[0, 100])
         if not learned:
             tuning = Key(
@@ -79,6 +82,39 @@ def test_break_even_is_meta_seconds_over_seconds_saved():
     assert saved > 0
     assert entry["trainings"] == pytest.approx(30.0 / saved)
     assert "repaid after" in cost_sentences([entry])[0]
+    assert "meta-training took 30 s (55 core-seconds)." in cost_sentences([entry])[0]
+
+
+def test_core_seconds_not_recorded_are_not_told():
+    records = made()
+    blocks = [b for b in records.blocks if b.metric != "meta_training_core_seconds"]
+    (entry,) = break_even(summarise(records), Records(blocks))
+    assert entry["meta_core_seconds"] is None
+    assert "meta-training took 30 s. " in cost_sentences([entry])[0]
+
+
+def test_the_break_even_figure_shows_trainings_and_says_why_never():
+    records = made(task="quick", learned_rate=0.3, ms=(1.5, 1.0))
+    records.extend(made(task="slow", ms=(40.0, 1.0)))
+    records.extend(made(task="worse", learned_rate=0.001))
+    quick, slow, worse = entries = break_even(summarise(records), records)
+    figure = break_even_figure(entries)
+    assert figure is not None
+    repaid, never = figure.axes
+    assert [line.get_xdata()[0] for line in repaid.lines] == [quick["trainings"]]
+    assert repaid.get_xscale() == "log"
+    low, high = repaid.get_xlim()
+    assert low < quick["trainings"] < high
+    assert len(never.lines) == 2
+    text = svg(figure)
+    for told in (f"slower: {slow['seconds']:.2g} s", "never reaches adam's final loss", ">never<",
+                 ">quick<", ">slow<", ">worse<"):  # fmt: skip
+        assert told in text, told
+    assert worse["trainings"] is None
+    assert ">none<" in svg(break_even_figure([slow]))
+    free = break_even_figure([{**quick, "trainings": 0.0}])
+    assert free.axes[0].lines[0].get_xdata()[0] > 0
+    assert break_even_figure([]) is None
 
 
 def test_what_is_slower_is_never_repaid():
@@ -101,13 +137,13 @@ def test_every_figure_draws_even_with_diverged_runs(bad):
         figures.tuning_curves(records, "toy"),
     ):  # fmt: skip
         assert figure is not None
-        assert figures.svg(figure).startswith("<svg")
+        assert svg(figure).startswith("<svg")
     if 0 < bad < SEEDS:
-        assert f"({bad} diverged)" in figures.svg(figures.loss_curves(records, "toy"))
+        assert f"({bad} diverged)" in svg(figures.loss_curves(records, "toy"))
 
 
 def test_figures_are_the_same_every_time():
-    one, two = (figures.svg(figures.loss_curves(made(), "toy")) for _ in range(2))
+    one, two = (svg(figures.loss_curves(made(), "toy")) for _ in range(2))
     assert one == two
 
 
@@ -173,6 +209,23 @@ def test_a_page_is_drawn_again_from_records_alone(tmp_path):
     (folder / "toy.svg").unlink()
     assert rerender(folder).read_text() == before
     assert (folder / "toy.svg").exists()
+
+
+def test_a_folder_of_a_transfer_has_its_figures(tmp_path):
+    records = made(task="toy")
+    records.extend(made(task="toy@shift", bad=2))
+    options = {"recipe": "t", "scale": "quick", "command": "c", "config": {}}
+    write_results(tmp_path / "run", records, **options)
+    names = {path.name for path in (tmp_path / "run").iterdir()}
+    assert {"transfer-mean-100.svg", "transfer-final-100.svg", "break-even.svg"} <= names
+    page = (tmp_path / "run" / "report.html").read_text()
+    assert "rules in rows, tasks in columns" in page
+    assert page.count("25% diverged") == 2
+    assert "What meta-training costs" in page
+    written(tmp_path / "alone")
+    alone = tmp_path / "alone"
+    assert not list(alone.glob("transfer*"))
+    assert "rules in rows" not in (alone / "report.html").read_text()
 
 
 def test_folders_that_are_none(tmp_path):

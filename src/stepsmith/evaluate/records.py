@@ -42,7 +42,8 @@ class Key:
     Args:
         recipe, scale: the experiment, and `full`, `small` or `quick`.
         protocol: `corrected` or `as-published`.
-        purpose: `tuning`, `test`, `cost` (seconds) or `meta` (meta-training itself).
+        purpose: `tuning`, `test`, `cost` (seconds), `meta` (meta-training itself) or `spent`
+            (what the measuring took).
         task, network, data: what was optimised.
         optimizer: name for tables.
         kind: `learned` or `baseline`.
@@ -82,7 +83,9 @@ class Block:
         key: what they are about.
         split: of the data: `train`, `test`, `meta_valid` or empty.
         metric: `train_loss` (before each step), `test_loss`, `test_accuracy`,
-            `seconds_per_step`, `gradient_seconds`, `meta_training_seconds`, `validation_score`.
+            `seconds_per_step`, `gradient_seconds`, `meta_training_seconds`,
+            `meta_training_core_seconds`, `validation_score`, `core_seconds` (processor time of
+            tuning and testing).
         seeds: (S,) int64.
         steps: (T,) int32.
         values: (S, T) float64.
@@ -160,7 +163,9 @@ class Records:
     def save(self, path: str | Path) -> None:
         """Write Parquet, atomically. Raises CheckpointError where the disk refuses."""
         sink = io.BytesIO()
-        pq.write_table(self.table(), sink, compression="zstd", compression_level=9)
+        pq.write_table(
+            self.table(), sink, compression="zstd", compression_level=9, write_page_checksum=True
+        )
         write_bytes(Path(path), sink.getvalue())
 
     @classmethod
@@ -174,7 +179,7 @@ class Records:
         if not path.is_file():
             raise CheckpointError(f"{path}: no such file")
         try:
-            table = pq.read_table(path)
+            table = pq.read_table(path, page_checksum_verification=True)
         except (pa.ArrowException, OSError) as error:
             first = str(error).splitlines()[0]
             raise CheckpointError(f"{path}: not a readable Parquet file ({first})") from None

@@ -6,6 +6,7 @@ Shape letters: S = seeds, T = steps.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -17,10 +18,21 @@ from torch import Tensor
 
 from stepsmith.evaluate import cost
 from stepsmith.evaluate.baselines import BASELINES, Baseline, baseline
+from stepsmith.evaluate.cache import Cache, decides_baseline, decides_rule
 from stepsmith.evaluate.records import Key, Records
 from stepsmith.evaluate.statistics import summarise
-from stepsmith.evaluate.tuning import CRITERIA, Tuned, hyper_parameters, tune
+from stepsmith.evaluate.tuning import (
+    CRITERIA,
+    FACTOR,
+    NARROW,
+    WIDEST,
+    Tuned,
+    hyper_parameters,
+    tune,
+    tuned_from,
+)
 from stepsmith.hub import TrainedRule, as_trained
+from stepsmith.names import unknown
 from stepsmith.optim import LearnedOptimizer
 from stepsmith.rules import Rule
 from stepsmith.tasks.base import Task
@@ -42,6 +54,8 @@ class Settings:
         seeds: S, runs of each optimizer.
         tuning_seeds: runs of each rate.
         points: rates of the first tuning grid.
+        tune_around: baseline -> a rate known to be good, such as the optimum of a shorter horizon;
+            its first grid is then the few rates around it (see `tune`).
         copies: optimizees at once.
         timing_rounds: timings of each optimizer's step; 0 measures no seconds.
 
@@ -53,6 +67,7 @@ class Settings:
     seeds: int = 32
     tuning_seeds: int = 8
     points: int = 9
+    tune_around: Mapping[str, float] | None = None
     copies: int = 16
     timing_rounds: int = 15
 
@@ -62,6 +77,9 @@ class Settings:
                 raise ValueError(f"evaluate: {name} must be at least 1, got {getattr(self, name)}")
         if self.points < 9:
             raise ValueError(f"evaluate: points must be at least 9, got {self.points}")
+        for name, rate in (self.tune_around or {}).items():
+            if not 0 < rate < math.inf:
+                raise ValueError(f"evaluate: tune_around[{name!r}] must be > 0, got {rate!r}")
         if self.timing_rounds < 0:
             raise ValueError(f"evaluate: timing_rounds must be >= 0, got {self.timing_rounds}")
 
@@ -91,6 +109,8 @@ def evaluate(
     optimizers: Mapping[str, cost.MakeOptimizer] | None = None,
     recipe: str = "evaluate",
     scale: str = "full",
+    protocol: str = "corrected",
+    cache: str | Path | None = None,
     say: Callable[[str], None] = lambda message: None,
     **settings: Any,
 ) -> Evaluation:
@@ -102,27 +122,39 @@ def evaluate(
             `TrainedRule`s, or rules without weights.
         baselines: names from `BASELINES`, or `Baseline`s; rates are tuned on other seeds.
         optimizers: further optimizers taken as they are, name -> callable of parameters.
-        recipe, scale: for the records.
+        recipe, scale, protocol: for the records.
+        cache: folder where tuned baselines and the runs of rules are kept, and read where task,
+            settings, optimizer and, for rules, weights and code are the same; seconds are measured
+            anew. Folders may be shared by tasks and experiments.
         say: told what is being done.
         settings: fields of `Settings` (steps, seeds, tuning_seeds, points, copies, ...).
 
     Raises:
-        ValueError: a bad setting, an unknown name, nothing to compare.
+        ValueError: a bad setting, an unknown name, nothing to compare, a cache that is no folder.
     """
     wanted = Settings(**settings)
     named = _named_rules(rules)
     chosen = [b if isinstance(b, Baseline) else baseline(b) for b in baselines]
+    for name in wanted.tune_around or {}:
+        if name not in BASELINES and name not in {entry.name for entry in chosen}:
+            raise unknown("baseline", name, {*BASELINES, *(entry.name for entry in chosen)})
     if not named and not chosen and not optimizers:
         raise ValueError("evaluate: nothing to compare; give rules, baselines or optimizers")
     key = Key(
-        recipe=recipe, scale=scale, task=task.name, network=task.network_name, data=task.data_name,
-        horizon=wanted.steps,
+        recipe=recipe, scale=scale, protocol=protocol, task=task.name, network=task.network_name,
+        data=task.data_name, horizon=wanted.steps,
     )  # fmt: skip
+    kept = Cache.of(cache, task)
     result = Evaluation()
     timed: dict[str, cost.MakeOptimizer] = {}
     for entry in chosen:
         say(f"{task.name}: tuning {entry.name}")
-        _tuned_baseline(task, entry, key, wanted, result, timed, say)
+        tuned = _tuned_baseline(task, entry, key, wanted, result.records, kept)
+        if tuned.at_edge:
+            tried = len(tuned.tried)
+            say(f"{task.name}: {entry.name}'s best rate is still the edge of {tried} rates")
+        result.tuned[entry.name] = tuned
+        timed[entry.name] = _at_rate(entry, tuned.rates["mean"])
     for name, make in (optimizers or {}).items():
         say(f"{task.name}: {name}")
         own = replace(key, optimizer=name, kind="baseline", tuned_for=",".join(CRITERIA))
@@ -130,7 +162,7 @@ def evaluate(
         timed[name] = make
     for name, trained in named.items():
         say(f"{task.name}: {name}")
-        _test(task, learned_key(key, name, trained), _by_rule(trained), wanted, result.records)
+        _tested_rule(task, trained, learned_key(key, name, trained), wanted, result.records, kept)
         add_meta_training(result.records, learned_key(key, name, trained), trained)
         timed[name] = _deployed(trained)
     if wanted.timing_rounds:
@@ -191,10 +223,10 @@ def add_costs(
 def add_meta_training(records: Records, key: Key, trained: TrainedRule) -> None:
     """Record what a rule's meta-training cost and how it went, where its manifest says so."""
     own = replace(key, purpose="meta")
-    if "seconds" in trained.manifest:
-        records.add(
-            own, "meta_training_seconds", [trained.manifest["seconds"]], seeds=[0], steps=[0]
-        )
+    for metric in ("seconds", "core_seconds"):
+        if metric in trained.manifest:
+            value = trained.manifest[metric]
+            records.add(own, f"meta_training_{metric}", [value], seeds=[0], steps=[0])
     points = trained.manifest.get("validations", [])
     if points:
         steps = [point["inner_steps"] for point in points]
@@ -247,31 +279,53 @@ def _test(task: Task, key: Key, make: MakeStepper, wanted: Settings, records: Re
         )
 
 
-def _tuned_baseline(
-    task: Task,
-    entry: Baseline,
-    key: Key,
-    wanted: Settings,
-    result: Evaluation,
-    timed: dict[str, cost.MakeOptimizer],
-    say: Callable[[str], None],
+def _tested_rule(
+    task: Task, trained: TrainedRule, key: Key, wanted: Settings, records: Records, cache: Cache
 ) -> None:
+    def measure() -> Records:
+        found = Records()
+        _test(task, key, _by_rule(trained), wanted, found)
+        return found
+
+    decides = decides_rule(
+        trained, steps=wanted.steps, seeds=wanted.seeds, protocol=key.protocol
+    )  # fmt: skip
+    records.extend(
+        cache.fetch(trained.name, decides, measure, lambda old: replace(key, purpose=old.purpose))
+    )
+
+
+def _tuned_baseline(
+    task: Task, entry: Baseline, key: Key, wanted: Settings, records: Records, cache: Cache
+) -> Tuned:
     """Tune a baseline, then test it at the best rate of each criterion."""
     seeds = range(TUNING_SEED, TUNING_SEED + wanted.tuning_seeds)
+    around = (wanted.tune_around or {}).get(entry.name)
 
     def losses(entry: Baseline, rate: float) -> np.ndarray:
         make = _by_torch(_at_rate(entry, rate))
         return train(task, make, seeds, wanted.steps, wanted.copies)[0]
 
-    tuned = tune(entry, losses, result.records, key, seeds, points=wanted.points)
-    result.tuned[entry.name] = tuned
-    if tuned.at_edge:
-        say(f"{task.name}: {entry.name}'s best rate is still the edge of {len(tuned.tried)} rates")
-    for rate in sorted(set(tuned.rates.values())):
-        criteria = [c for c in CRITERIA if tuned.rates[c] == rate]
-        own = replace(
-            key, optimizer=entry.name, kind="baseline", tuned_for=",".join(criteria),
-            hyper_parameters=json.dumps(hyper_parameters(entry, rate)),
-        )  # fmt: skip
-        _test(task, own, _by_torch(_at_rate(entry, rate)), wanted, result.records)
-    timed[entry.name] = _at_rate(entry, tuned.rates["mean"])
+    def measure() -> Records:
+        found = Records()
+        tuned = tune(entry, losses, found, key, seeds, points=wanted.points, around=around)
+        for rate in sorted(set(tuned.rates.values())):
+            criteria = [c for c in CRITERIA if tuned.rates[c] == rate]
+            own = replace(
+                key, optimizer=entry.name, kind="baseline", tuned_for=",".join(criteria),
+                hyper_parameters=json.dumps(hyper_parameters(entry, rate)),
+            )  # fmt: skip
+            _test(task, own, _by_torch(_at_rate(entry, rate)), wanted, found)
+        return found
+
+    grid = {"points": wanted.points} if around is None else {"points": NARROW, "around": around}
+    decides = decides_baseline(
+        entry, **grid, factor=FACTOR, widest=WIDEST, steps=wanted.steps, seeds=wanted.seeds,
+        tuning_seeds=[seeds.start, seeds.stop], protocol=key.protocol,
+    )  # fmt: skip
+    found = cache.fetch(
+        entry.name, decides, measure,
+        lambda old: replace(old, recipe=key.recipe, scale=key.scale),
+    )  # fmt: skip
+    records.extend(found)
+    return tuned_from(entry, found)

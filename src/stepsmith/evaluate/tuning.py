@@ -17,6 +17,12 @@ from stepsmith.evaluate.statistics import score
 CRITERIA = ("mean", "final")
 """Mean loss over the horizon, and over its last tenth."""
 
+FACTOR = 2.0
+"""Ratio of neighbouring rates."""
+
+NARROW = 3
+"""Rates of a first grid around a rate that is known to be good."""
+
 WIDEST = 24
 """Rates tried before the grid stops widening, and says so."""
 
@@ -45,7 +51,8 @@ def tune(
     seeds: Sequence[int],
     *,
     points: int = 9,
-    factor: float = 2.0,
+    factor: float = FACTOR,
+    around: float | None = None,
 ) -> Tuned:
     """Find the best rate for each criterion.
 
@@ -57,17 +64,23 @@ def tune(
         seeds: the tuning seeds `run` uses.
         points: rates of the first grid, at least 9.
         factor: ratio of neighbouring rates.
+        around: the optimum of a like problem (another horizon), where one is known: the first grid
+            is then `NARROW` rates around it, whatever `points` says.
 
     Raises:
-        ValueError: fewer than 9 points, or a factor not above 1.
+        ValueError: fewer than 9 points, a factor not above 1, or a rate not above 0.
     """
     if points < 9 or factor <= 1:
         raise ValueError(f"tune: needs points >= 9 and factor > 1, got {points} and {factor}")
+    first = baseline.grid(points, factor)
+    if around is not None:
+        first = replace(baseline, centre=around).grid(NARROW, factor)
     scores: dict[float, dict[str, float]] = {}
 
     def measure(rate: float) -> None:
+        rate = rounded(rate)
         losses_ST = run(baseline, rate)
-        scores[rate] = {c: float(score(losses_ST, c).mean()) for c in CRITERIA}
+        scores[rate] = _scores(losses_ST)
         own = replace(
             key, purpose="tuning", optimizer=baseline.name, kind="baseline",
             hyper_parameters=json.dumps(hyper_parameters(baseline, rate)),
@@ -75,29 +88,46 @@ def tune(
         steps = range(losses_ST.shape[1])
         records.add(own, "train_loss", losses_ST, seeds=seeds, steps=steps, split="train")
 
-    def best(criterion: str) -> float:
-        return min(scores, key=lambda rate: (scores[rate][criterion], rate))
-
-    for rate in baseline.grid(points, factor):
+    for rate in first:
         measure(rate)
     while len(scores) < WIDEST:
-        winners = {best(criterion) for criterion in CRITERIA}
+        winners = {_best(scores, criterion) for criterion in CRITERIA}
         if max(scores) in winners:
             measure(max(scores) * factor)
         elif min(scores) in winners:
             measure(min(scores) / factor)
         else:
             break
+    return _tuned(baseline, scores)
+
+
+def tuned_from(baseline: Baseline, records: Records) -> Tuned:
+    """What `tune` returned, from the tuning runs it recorded."""
+    runs = records.select("train_loss", purpose="tuning", optimizer=baseline.name)
+    return _tuned(baseline, {run.key.parameters["lr"]: _scores(run.values) for run in runs})
+
+
+def _scores(losses_ST: np.ndarray) -> dict[str, float]:
+    return {c: float(score(losses_ST, c).mean()) for c in CRITERIA}
+
+
+def _best(scores: dict[float, dict[str, float]], criterion: str) -> float:
+    return min(scores, key=lambda rate: (scores[rate][criterion], rate))
+
+
+def _tuned(baseline: Baseline, scores: dict[float, dict[str, float]]) -> Tuned:
     edges = (min(scores), max(scores))
+    rates = {criterion: _best(scores, criterion) for criterion in CRITERIA}
     return Tuned(
-        baseline,
-        {criterion: best(criterion) for criterion in CRITERIA},
-        sorted(scores),
-        tuple(criterion for criterion in CRITERIA if best(criterion) in edges),
+        baseline, rates, sorted(scores), tuple(c for c, rate in rates.items() if rate in edges)
     )
+
+
+def rounded(rate: float) -> float:
+    """A rate to 6 digits, as optimizers get it and records show it."""
+    return round(rate, 5 - math.floor(math.log10(rate)))
 
 
 def hyper_parameters(baseline: Baseline, rate: float) -> dict[str, Any]:
     """The rate, to 6 digits, and the fixed arguments."""
-    digits = 5 - math.floor(math.log10(rate))
-    return {"lr": round(rate, digits), **baseline.fixed}
+    return {"lr": rounded(rate), **baseline.fixed}

@@ -160,6 +160,8 @@ def adjoint_window(
     finite_C = finite_C & _finite_by_copy(lambda_TS, owner_S, len(copies))
     alive = max(1, int(finite_C.sum()))
     lambda_TS *= weight_S * (stepper.lr / alive)
+    if record.gains_TC is not None:
+        lambda_TS *= record.gains_TC.index_select(1, owner_S)
     lambda_TS.masked_fill_(~finite_C[owner_S], 0.0)
     gradients = _replay(stepper, weights, record, carry, lambda_TS, finite_C[owner_S])
     value = float(value_C[finite_C].mean()) if finite_C.any() else float("nan")
@@ -174,6 +176,7 @@ class _Record:
 
     Attributes:
         grads_TS: (T + 1, S); the last row is the final gradient, where it is judged.
+        gains_TC: (T, C) factors on the steps, None where the rule has no units.
     """
 
     def __init__(self, stepper: RuleStepper, copies: Copies, index_S: Tensor, steps: int):
@@ -195,6 +198,9 @@ class _Record:
                 for key, value in stepper.state.items()
             }
         self._features_TFS = self._scale_TS = None
+        self.gains_TC: Tensor | None = None
+        if stepper.rule.units is not None:
+            self.gains_TC = copies.theta.new_zeros(steps, len(copies))
 
     def _sampled(self, value_CP: Tensor) -> Tensor:
         flat = value_CP.reshape(-1)
@@ -218,6 +224,8 @@ class _Record:
         if self._keeps_params:
             self._params_TS[self._step] = self._sampled(theta_CP)
         self._stepper(theta_CP, grad_CP, self._keep_features)
+        if self.gains_TC is not None and self._stepper.gain is not None:
+            self.gains_TC[self._step] = self._stepper.gain
         self._step += 1
 
     def features(self) -> tuple[Tensor, Tensor | None]:
@@ -229,6 +237,9 @@ class _Record:
             value.view(self._steps, self._copies, -1)
             for value in (self.grads_TS[:-1], self._params_TS)
         )
+        if stepper.seen is not None:
+            # One factor an episode, and an episode ends between windows.
+            grads_TCS = grads_TCS * stepper.seen[:, None]
         return kernels.sample_features(
             stepper.rule, grads_TCS, params_TCS, self._state, stepper.backend
         )

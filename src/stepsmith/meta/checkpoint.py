@@ -34,6 +34,7 @@ def _groups(run: Run) -> dict[str, Mapping[str, Tensor]]:
         groups |= {
             f"theta.{place}": {"theta": copies.theta}, f"buffers.{place}": copies.buffers,
             f"state.{place}": stepper.state, f"carry.{place}": stepper.carry,
+            f"measures.{place}": stepper.measures,
         }  # fmt: skip
     return groups
 
@@ -109,7 +110,7 @@ def load_run(run: Run, path: Path) -> None:
             value.data.copy_(tensors[f"{group}/{key}"])
     for key, generator in _generators(run).items():
         generator.set_state(tensors[key])
-    for key, value in manifest["progress"].items():
+    for key, value in {"core_seconds": None, **manifest["progress"]}.items():
         setattr(run.progress, key, value)
     for episodes, counters in zip(run.episodes, manifest["episodes"], strict=True):
         for key in _COUNTERS:

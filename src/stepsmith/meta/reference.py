@@ -14,6 +14,7 @@ from torch import Tensor
 from stepsmith.meta.adjoint import LossTimes
 from stepsmith.meta.losses import meta_loss
 from stepsmith.rules.base import Carry, Rule, State, Weights
+from stepsmith.rules.units import norms
 from stepsmith.unroll import Copies
 
 
@@ -86,6 +87,8 @@ def _one_copy(
         rule.init_carry(span.stop - span.start, dtype=theta_P.dtype, device=theta_P.device)
         for span, _ in parts
     ]
+    units = rule.units
+    measures = units.init(1, dtype=theta_P.dtype, device=theta_P.device) if units else {}
     counted = []
     for step in range(steps + (1 if losses == "after" else 0)):
         (batch,) = [
@@ -97,6 +100,11 @@ def _one_copy(
         if step == steps:
             break
         (grad_P,) = torch.autograd.grad(loss, theta_P, create_graph=second_order, retain_graph=True)
+        gain = 1.0
+        if units is not None:
+            with torch.set_grad_enabled(second_order):
+                seen, gain, measures = units.measure(norms(grad_P[None]), layout.total, measures)
+                grad_P = grad_P * seen
         deltas = []
         for part, (span, shape) in enumerate(parts):
             with torch.set_grad_enabled(second_order):
@@ -108,7 +116,7 @@ def _one_copy(
                 )
             output_ON, carries[part] = rule.network(weights, features_FN, carries[part])
             deltas.append(rule.step(output_ON, scale_N))
-        theta_P = theta_P * (1 - lr * weight_decay) + lr * torch.cat(deltas)
+        theta_P = theta_P * (1 - lr * weight_decay) + lr * gain * torch.cat(deltas)
     losses_T = torch.stack(counted)[:, None]
     places_T = torch.arange(1, steps + 1)[:, None]
     return meta_loss(kind, losses_T, places_T, steps)[0].sum()

@@ -31,11 +31,16 @@ _log = logging.getLogger("stepsmith")
 
 @dataclass
 class Progress:
-    """Counters of a run, all of them saved in its checkpoints."""
+    """Counters of a run, all of them saved in its checkpoints.
+
+    `elapsed` is seconds, `core_seconds` processor time of all threads (None where a checkpoint from
+    before it was counted was continued).
+    """
 
     inner_steps: int = 0
     updates: int = 0
     elapsed: float = 0.0
+    core_seconds: float | None = 0.0
     skipped: int = 0
     diverged: int = 0
     best_score: float | None = None
@@ -190,8 +195,12 @@ class Run:
             "validations": progress.validations,
             "torch": torch.__version__.split("+")[0],
         }
+        parent_cores = before.get("core_seconds") if self.parent else 0.0
+        if progress.core_seconds is not None and parent_cores is not None:
+            manifest["core_seconds"] = round(progress.core_seconds + parent_cores, 1)
         if self.parent is not None:
-            kept = ("name", "tasks", "horizon", "seconds", "inner_steps", "meta_training", "parent")
+            kept = ("name", "tasks", "horizon", "seconds", "core_seconds", "inner_steps",
+                    "meta_training", "parent")  # fmt: skip
             manifest["parent"] = {key: before[key] for key in kept if key in before}
             manifest["parent"]["fingerprint"] = self.parent.fingerprint
         weights = {key: value.cpu().clone() for key, value in self.best.items()}
@@ -251,11 +260,14 @@ def meta_train(
     if resume:
         assert checkpoint is not None
         load_run(run, checkpoint)
-    earlier = run.progress.elapsed
+    earlier, earlier_cores = run.progress.elapsed, run.progress.core_seconds
     begun = saved = time.perf_counter()
+    begun_cores = time.process_time()
 
     def tick() -> None:
         run.progress.elapsed = earlier + time.perf_counter() - begun
+        if earlier_cores is not None:
+            run.progress.core_seconds = earlier_cores + time.process_time() - begun_cores
 
     events = folder / "tensorboard" if tensorboard and folder is not None else None
     with Interrupt() as interrupt, Reporter(run, shown=progress, tensorboard=events) as reporter:

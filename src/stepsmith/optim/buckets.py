@@ -64,6 +64,8 @@ class Bucket:
         # Long tensors from the start: joining the members' own would need twice the memory.
         total = sum(param.numel() for param in params)
         self.carry = rule.init_carry(total, dtype=self.carry_dtype, device=self.device)
+        units = rule.units
+        self._fresh = {} if units is None else units.init(1, dtype=self.dtype, device=self.device)
         numbers: list[State] = []
         end = 0
         for param, entry in zip(params, entries, strict=True):
@@ -74,12 +76,13 @@ class Bucket:
             self.members.append(Member(param, index, span, steps, entry, {}))
         # Moved in place, so that a captured CUDA graph counts on: one number a member.
         self.per_tensor = {key: torch.stack([n[key] for n in numbers]) for key in rule.per_tensor}
+        self.measures = {key: torch.stack([n[key] for n in numbers]) for key in self._fresh}
         for member in self.members:
             self._expose(member)
 
     def _fill(self, param: Tensor, span: slice, entry: dict[str, Any], total: int) -> State:
         """Write one parameter's state and carry, from its entry or afresh; returns its numbers for
-        `Rule.per_tensor`."""
+        `Rule.per_tensor` and `Rule.units`."""
         state = self.rule.init_state(param.detach().reshape(-1).to(self.dtype))
         if entry:
             for key, fresh in state.items():
@@ -87,6 +90,10 @@ class Bucket:
             for key, value in self.carry.items():
                 value[:, span] = entry[key].movedim(-1, 0).reshape(len(value), -1)
         numbers = {key: state.pop(key) for key in self.rule.per_tensor}
+        numbers |= {
+            key: entry[key].reshape(()).to(fresh) if entry else fresh[0]
+            for key, fresh in self._fresh.items()
+        }
         for key, value in state.items():
             if key not in self.state:
                 self.state[key] = value.new_empty(total)
@@ -95,7 +102,7 @@ class Bucket:
 
     def _expose(self, member: Member) -> None:
         shape = member.param.shape
-        for key, value in self.per_tensor.items():
+        for key, value in [*self.per_tensor.items(), *self.measures.items()]:
             member.views[key] = value[member.index]
         for key, value in self.state.items():
             member.views[key] = value[member.span].view(shape)
@@ -103,6 +110,11 @@ class Bucket:
             view = value[:, member.span].view(len(value), *shape)
             member.views[key] = view.movedim(0, -1)
         member.state.update(member.views)
+
+    def note(self, measures: State) -> None:
+        """Let every member's state say what the whole optimizee measures: (1,) tensors."""
+        for key, value in self.measures.items():
+            value.copy_(measures[key].expand_as(value))
 
     def intact(self, state: Any) -> bool:
         """Whether `optimizer.state` still holds this bucket's views (loading replaces them)."""

@@ -14,7 +14,8 @@ from torch import Tensor
 from stepsmith import kernels
 from stepsmith.hub import TrainedRule, as_trained
 from stepsmith.optim.buckets import Bucket, Member
-from stepsmith.rules.base import Rule, require_choice, statistics_dtype
+from stepsmith.rules.base import Rule, State, require_choice, statistics_dtype
+from stepsmith.rules.units import norms
 
 FAR = 10
 """A rule run beyond this many times its horizon says so."""
@@ -84,6 +85,7 @@ class LearnedOptimizer(torch.optim.Optimizer):
     def _forget(self) -> None:
         """Drop everything derived from `state`."""
         self._buckets: list[list[Bucket]] = []
+        self._measures: State = {}
 
     def __getstate__(self) -> dict[str, Any]:
         # Optimizer keeps only defaults, state and groups when it is copied or pickled.
@@ -140,19 +142,21 @@ class LearnedOptimizer(torch.optim.Optimizer):
             for name, value in loaded["state"].get(key, {}).items():
                 if isinstance(value, Tensor):
                     self.state[param][name] = value.detach().to(param.device, copy=True)
-        self._buckets = []
+        self._forget()
 
     def _require_fit(self, loading: dict[str, Any]) -> None:
         rule, one = self.trained.rule, torch.zeros(1)
         units: dict[str, tuple[int, ...]] = dict.fromkeys(rule.init_state(one), ())
         units |= {key: (len(value),) for key, value in rule.init_carry(1).items()}
+        whole = rule.per_tensor | set(rule.units.init(1) if rule.units else ())
+        units |= dict.fromkeys(whole, ())
         saved_ids = [key for group in loading["param_groups"] for key in group["params"]]
         params = [param for group in self.param_groups for param in group["params"]]
         # Where the groups differ in size, Optimizer.load_state_dict says so.
         for key, param in zip(saved_ids, params, strict=False):
             entry = loading["state"].get(key)
             for name, tail in units.items() if entry else ():
-                want = () if name in rule.per_tensor else (*param.shape, *tail)
+                want = () if name in whole else (*param.shape, *tail)
                 have = tuple(entry[name].shape) if name in entry else None
                 if have != want:
                     raise ValueError(
@@ -189,13 +193,37 @@ class LearnedOptimizer(torch.optim.Optimizer):
         if self.nonfinite != "ignore" and not all(_all_finite(g) for *_, g in work):
             self._meet_nonfinite()
             return loss
+        factors = self._measure([grad_n for *_, grad_n in work])
         for group, bucket, run, grad_n in work:
             if group["maximize"]:
                 grad_n = grad_n.neg()
+            if factors is not None:
+                grad_n = grad_n * factors[0].to(grad_n)
             delta_n = bucket.step(run, self.trained.weights, self.backend, grad_n)
+            if factors is not None:
+                delta_n = delta_n * factors[1].to(delta_n)
             self._apply(group, run, delta_n)
             self._check_horizon(run[0].steps)
         return loss
+
+    def _measure(self, grads: list[Tensor]) -> tuple[Tensor, Tensor] | None:
+        """The units' factors on all gradients and all steps, (1,) each; None without units."""
+        units = self.trained.rule.units
+        if units is None or not grads:
+            return None
+        buckets = [bucket for group in self._buckets for bucket in group]
+        if not self._measures:
+            # Parameters added later have measured nothing; the longest memory is the optimizee's.
+            eldest = max(buckets, key=lambda bucket: float(bucket.measures["measured"].max()))
+            place = int(eldest.measures["measured"].argmax())
+            self._measures = {key: value[place, None] for key, value in eldest.measures.items()}
+        like = self._measures["running_norm"]
+        norm = torch.stack([norms(grad_n[None]).to(like) for grad_n in grads]).sum(0)
+        size = sum(len(grad_n) for grad_n in grads)
+        seen, gain, self._measures = units.measure(norm, size, self._measures)
+        for bucket in buckets:
+            bucket.note(self._measures)
+        return seen, gain
 
     def _gradient(self, bucket: Bucket, run: list[Member]) -> Tensor:
         grads = []
@@ -223,6 +251,8 @@ class LearnedOptimizer(torch.optim.Optimizer):
             if index == len(self._buckets):
                 self._buckets.append([])
             kept = [bucket for bucket in self._buckets[index] if bucket.intact(self.state)]
+            if len(kept) < len(self._buckets[index]):
+                self._measures = {}
             known = {id(member.param) for bucket in kept for member in bucket.members}
             fresh: dict[tuple[torch.device, torch.dtype], list[Tensor]] = {}
             for param in group["params"]:

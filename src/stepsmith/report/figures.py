@@ -5,56 +5,14 @@ Shape letters: S = seeds, T = steps.
 
 from __future__ import annotations
 
-import io
-from collections.abc import Iterable
-from typing import Any
-
 import matplotlib as mpl
 import numpy as np
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 
 from stepsmith.evaluate.records import Block, Records
 from stepsmith.evaluate.statistics import diverged, score, smoothed, smoothing
-
-STRONG = ("#c2410c", "#7c3aed", "#be185d")
-"""Learned rules."""
-MUTED = {
-    "adam": "#2563a8", "nag": "#0f766e", "sgd": "#737373", "momentum": "#65a30d",
-    "adamw": "#60a5d8", "rmsprop": "#a16207", "adagrad": "#6d6a9c",
-}  # fmt: skip
-"""Baselines, one colour each in every figure."""
-_STYLE: dict[Any, Any] = {
-    "font.family": "sans-serif", "font.size": 11, "axes.spines.top": False,
-    "axes.spines.right": False, "axes.edgecolor": "#888888", "axes.labelcolor": "#333333",
-    "xtick.color": "#555555", "ytick.color": "#555555", "axes.grid": True, "grid.alpha": 0.25,
-    "svg.fonttype": "none", "svg.hashsalt": "stepsmith", "axes.titlesize": 12,
-    "axes.titlelocation": "left", "legend.frameon": False,
-}  # fmt: skip
-
-
-def svg(figure: Figure) -> str:
-    """The figure as an SVG element; the same records give the same text."""
-    sink = io.StringIO()
-    with mpl.rc_context(_STYLE):
-        figure.savefig(sink, format="svg", metadata={"Date": None, "Creator": None})
-    text = sink.getvalue()
-    return text[text.index("<svg") :]
-
-
-def colours(names: Iterable[tuple[str, str]]) -> dict[str, str]:
-    """A colour for each (optimizer, kind), the same wherever it appears."""
-    found: dict[str, str] = {}
-    for name, kind in names:
-        if name in found:
-            continue
-        learned = sum(colour in STRONG for colour in found.values())
-        if kind == "learned":
-            found[name] = STRONG[learned % len(STRONG)]
-        else:
-            found[name] = MUTED.get(name, "#444444")
-    return found
+from stepsmith.report.style import STYLE, colours, figure_of
 
 
 def shown(records: Records, task: str, criterion: str = "mean") -> list[Block]:
@@ -71,11 +29,6 @@ def tasks(records: Records) -> list[str]:
     return list(dict.fromkeys(b.key.task for b in records.select("train_loss", purpose="test")))
 
 
-def _figure(width: float = 7.2, height: float = 4.2) -> tuple[Figure, Axes]:
-    figure = Figure(figsize=(width, height), layout="constrained")
-    return figure, figure.add_subplot()
-
-
 def _plain_minor(value: float, _: int) -> str:
     """Labels between the powers of ten of a log axis: 2, 3 and 5 times."""
     leading = f"{value:e}"[0]
@@ -86,8 +39,8 @@ def loss_curves(records: Records, task: str) -> Figure:
     """Mean over seeds of the smoothed training loss, with the 95 % interval of that mean."""
     blocks = shown(records, task)
     palette = colours((b.key.optimizer, b.key.kind) for b in blocks)
-    with mpl.rc_context(_STYLE):
-        figure, axes = _figure()
+    with mpl.rc_context(STYLE):
+        figure, axes = figure_of()
         for block in sorted(blocks, key=lambda b: b.key.kind == "learned"):
             steps = block.values.shape[1]
             losses_ST = smoothed(np.where(np.isfinite(block.values), block.values, np.nan),
@@ -126,8 +79,8 @@ def accuracies(records: Records, task: str) -> Figure | None:
         return None
     palette = colours((b.key.optimizer, b.key.kind) for b in blocks)
     blocks.sort(key=lambda block: float(np.nanmean(block.values)))
-    with mpl.rc_context(_STYLE):
-        figure, axes = _figure(height=0.9 + 0.36 * len(blocks))
+    with mpl.rc_context(STYLE):
+        figure, axes = figure_of(height=0.9 + 0.36 * len(blocks))
         for place, block in enumerate(blocks):
             values_S = 100 * block.values[:, -1]
             colour = palette[block.key.optimizer]
@@ -150,8 +103,8 @@ def step_costs(records: Records, task: str) -> Figure | None:
     kinds = {b.key.optimizer: b.key.kind for b in shown(records, task)}
     palette = colours((name, kinds.get(name, "baseline")) for name in totals)
     names = sorted(totals, key=lambda name: -totals[name])
-    with mpl.rc_context(_STYLE):
-        figure, axes = _figure(height=0.9 + 0.36 * len(names))
+    with mpl.rc_context(STYLE):
+        figure, axes = figure_of(height=0.9 + 0.36 * len(names))
         for place, name in enumerate(names):
             axes.barh(place, gradients[name], color="#c8c8c8", height=0.6)
             axes.barh(place, totals[name] - gradients[name], left=gradients[name],
@@ -171,8 +124,8 @@ def meta_curve(records: Records) -> Figure | None:
     if not blocks:
         return None
     palette = colours((b.key.optimizer, "learned") for b in blocks.values())
-    with mpl.rc_context(_STYLE):
-        figure, axes = _figure(height=3.2)
+    with mpl.rc_context(STYLE):
+        figure, axes = figure_of(height=3.2)
         for block in blocks.values():
             axes.plot(block.steps, block.values[0], "o-", color=palette[block.key.optimizer],
                       label=block.key.optimizer)  # fmt: skip
@@ -191,8 +144,8 @@ def tuning_curves(records: Records, task: str) -> Figure | None:
     if not found:
         return None
     palette = colours((name, "baseline") for name in found)
-    with mpl.rc_context(_STYLE):
-        figure, axes = _figure(height=3.4)
+    with mpl.rc_context(STYLE):
+        figure, axes = figure_of(height=3.4)
         for name, points in found.items():
             rates, values = zip(*sorted(points), strict=True)
             axes.plot(rates, values, "o-", ms=4, color=palette[name], label=name)

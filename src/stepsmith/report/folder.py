@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+from matplotlib.figure import Figure
 
 from stepsmith.evaluate.records import Records
 from stepsmith.evaluate.statistics import summarise
 from stepsmith.machine import machine, versions
 from stepsmith.report import figures
+from stepsmith.report.break_even import break_even, break_even_figure
+from stepsmith.report.matrix import matrix_figures
 from stepsmith.report.page import render
+from stepsmith.report.style import svg
 from stepsmith.store import CheckpointError, write_bytes
 
 
@@ -99,18 +105,25 @@ def _draw(folder: Path, records: Records, summary: dict[str, Any], config: dict[
             f"{slug}-accuracy.svg": figures.accuracies(records, task),
             f"{slug}-cost.svg": figures.step_costs(records, task),
         }
-        for name, figure in drawn.items():
-            if figure is not None:
-                write_bytes(folder / name, figures.svg(figure).encode())
-    curve = figures.meta_curve(records)
-    if curve is not None:
-        write_bytes(folder / "meta-training.svg", figures.svg(curve).encode())
+        _write_figures(folder, drawn)
+    drawn = {
+        "meta-training.svg": figures.meta_curve(records),
+        "break-even.svg": break_even_figure(break_even(summary["rows"], records)),
+        **{f"{name}.svg": figure for name, figure in matrix_figures(summary["rows"]).items()},
+    }
+    _write_figures(folder, drawn)
     page = render(
         records, summary["rows"], title=f"Stepsmith: {summary['recipe']}",
         command=summary["command"], config=config, machine=summary["machine"],
         versions=summary["versions"],
     )  # fmt: skip
     write_bytes(folder / "report.html", page.encode())
+
+
+def _write_figures(folder: Path, drawn: Mapping[str, Figure | None]) -> None:
+    for name, figure in drawn.items():
+        if figure is not None:
+            write_bytes(folder / name, svg(figure).encode())
 
 
 def _json(value: Any) -> bytes:

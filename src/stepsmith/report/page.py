@@ -12,7 +12,9 @@ from matplotlib.figure import Figure
 
 from stepsmith.evaluate.records import Records
 from stepsmith.report import figures
-from stepsmith.report.break_even import break_even
+from stepsmith.report.break_even import break_even, break_even_figure
+from stepsmith.report.matrix import matrix_figures
+from stepsmith.report.style import svg
 from stepsmith.report.verdict import cost_sentences, verdicts
 
 COLUMNS = (
@@ -43,11 +45,13 @@ def render(
         config, machine, versions: shown as they are.
     """
     names = figures.tasks(records)
+    costs = break_even(rows, records)
     environment = Environment(loader=PackageLoader("stepsmith.report", "."), autoescape=True)
     environment.filters["svg"] = _inline
     return environment.get_template("page.html.j2").render(
         title=title, command=command, verdicts=verdicts(rows),
-        costs=cost_sentences(break_even(rows, records)),
+        costs=cost_sentences(costs), repaid=break_even_figure(costs),
+        matrices=list(matrix_figures(rows).values()),
         tasks=[_task(records, rows, name) for name in names],
         meta=figures.meta_curve(records), columns=[label for _, label in COLUMNS],
         config=json.dumps(config, indent=2), machine=machine, versions=versions,
@@ -56,7 +60,7 @@ def render(
 
 def _inline(figure: Figure | None) -> Markup:
     """A figure we drew ourselves; names inside it were escaped by matplotlib."""
-    return Markup(figures.svg(figure)) if figure is not None else Markup("")
+    return Markup(svg(figure)) if figure is not None else Markup("")
 
 
 def _task(records: Records, rows: list[dict[str, Any]], name: str) -> dict[str, Any]:

@@ -57,7 +57,9 @@ def cost_sentences(costs: list[dict[str, Any]]) -> list[str]:
 
 def _cost(entry: dict[str, Any]) -> str:
     name, against = entry["optimizer"], entry["against"]
-    head = f"{entry['task']}: meta-training took {entry['meta_seconds']:.0f} s. "
+    cores = entry["meta_core_seconds"]
+    cores = "" if cores is None else f" ({cores:.0f} core-seconds)"
+    head = f"{entry['task']}: meta-training took {entry['meta_seconds']:.0f} s{cores}. "
     if entry["step_ms"] and entry["baseline_step_ms"]:
         head += (
             f"A training step by {name} takes {entry['step_ms']:.2f} ms, by {against} "

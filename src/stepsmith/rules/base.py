@@ -19,10 +19,13 @@ import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from stepsmith.rules.units import RelativeUnits
 
 Weights = Mapping[str, Tensor]
 """The learned numbers phi of a rule, by name."""
@@ -62,6 +65,11 @@ class Rule(ABC):
     def learned(self) -> bool:
         """Whether the rule has weights to learn (the classic rules have none)."""
         return True
+
+    @property
+    def units(self) -> RelativeUnits | None:
+        """What gradients and steps are measured in; None: as they are."""
+        return None
 
     @abstractmethod
     def init(self, generator: torch.Generator | None = None) -> dict[str, Tensor]:

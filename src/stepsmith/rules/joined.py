@@ -14,6 +14,7 @@ def joined(
     step_scale: float = 0.1,
     frame: str = "momentum",
     start: float = 0.1,
+    scaling: str = "absolute",
 ) -> LSTMRule:
     """A small LSTM on six features with a bounded step that is odd in the gradient.
 
@@ -25,8 +26,10 @@ def joined(
         frame: `momentum` (odd by construction), `hold` or `none`, see `FeatureSet`.
         start: the head's first bias; 0.1 makes the fresh rule signed descent along the momentum
             with steps near 0.1 * step_scale.
+        scaling: `absolute` or `relative`, see `LSTMRule`; with `relative`, `step_scale` is in units
+            of the loss (3, say).
 
     Returns:
         The rule. Raises ValueError as `LSTMRule` does.
     """
-    return LSTMRule(hidden, layers, inputs, "tanh", step_scale, frame, start=start)
+    return LSTMRule(hidden, layers, inputs, "tanh", step_scale, frame, start=start, scaling=scaling)

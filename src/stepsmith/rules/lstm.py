@@ -17,6 +17,7 @@ from torch import Tensor
 
 from stepsmith.rules.base import Carry, Rule, State, Weights, require_choice, require_positive
 from stepsmith.rules.features import FeatureSet, Moments
+from stepsmith.rules.units import RelativeUnits
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,8 @@ class LSTMRule(Rule):
         start: value the head's bias starts from; with a bounded, sign-framed step the fresh rule
             is then sign descent along the momentum, a sane place to begin meta-training.
         beta1, beta2: decay of the moments, where the feature set keeps them.
+        scaling: `absolute`, or `relative`: gradients and steps in `RelativeUnits`, and `step_scale`
+            in units of the loss.
 
     Raises:
         ValueError: a size below 1, a scale not positive, an unknown choice.
@@ -51,6 +54,7 @@ class LSTMRule(Rule):
     start: float = 0.0
     beta1: float = 0.9
     beta2: float = 0.99
+    scaling: str = "absolute"
 
     def __post_init__(self):
         for name, size in (("hidden", self.hidden), ("layers", self.layers)):
@@ -58,12 +62,18 @@ class LSTMRule(Rule):
                 raise ValueError(f"LSTMRule: {name} must be a whole number >= 1, got {size!r}")
         require_positive("LSTMRule", step_scale=self.step_scale)
         require_choice("LSTMRule", "output", self.output, ("linear", "tanh"))
+        require_choice("LSTMRule", "scaling", self.scaling, ("absolute", "relative"))
         _ = self.feature_set  # its own checks
 
     @cached_property
     def feature_set(self) -> FeatureSet:
         """The features this rule reads."""
         return FeatureSet(self.inputs, self.frame, Moments(self.beta1, self.beta2))
+
+    @property
+    def units(self) -> RelativeUnits | None:
+        """Relative units where `scaling` says so."""
+        return RelativeUnits() if self.scaling == "relative" else None
 
     @property
     def carry_keys(self) -> list[str]:

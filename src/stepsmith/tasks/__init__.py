@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from stepsmith.tasks.augment import VARIANTS, load_variant
 from stepsmith.tasks.base import Task
 from stepsmith.tasks.data import ArrayData
 from stepsmith.tasks.datasets import ImageSet, load_images
@@ -32,8 +33,8 @@ def make_task(name: str, **options: Any) -> Task:
     Args:
         name: `quadratic`; `NETWORK-DATA`, such as `mlp-mnist` or `mlp32x32-tanh-fashion_mnist`,
             where NETWORK is a name `stepsmith.tasks.networks` knows and DATA any image set by name,
-            hub id or folder; or `module:function`, a function of the user's own that returns a
-            `Task`.
+            hub id or folder, with variants such as `mlp-mnist@1000@shift`; or `module:function`, a
+            function of the user's own that returns a `Task`.
         options: the task's own (`source`, `data_dir`, `batch_size`, `device`, ...).
 
     Raises:
@@ -97,6 +98,7 @@ def _imported_task(name: str, options: dict[str, Any]) -> Task:
 
 
 __all__ = [
-    "DATA_SETS", "FORMS", "NETWORKS", "ArrayData", "ImageSet", "ImageTask", "ModuleTask",
-    "Quadratic", "Task", "load_images", "make_task", "split_name", "task_names",
+    "DATA_SETS", "FORMS", "NETWORKS", "VARIANTS", "ArrayData", "ImageSet", "ImageTask",
+    "ModuleTask", "Quadratic", "Task", "load_images", "load_variant", "make_task", "split_name",
+    "task_names",
 ]  # fmt: skip

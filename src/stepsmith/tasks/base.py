@@ -78,6 +78,11 @@ class Task(ABC):
         drawn = [self.batch(generator, split) for generator in generators]
         return tuple(torch.stack(column) for column in zip(*drawn, strict=True))
 
+    def stream(self, generators: Sequence[torch.Generator], split: str) -> Iterator[Batch]:
+        """Endless stacked batches for one roll; data that come in epochs start one here."""
+        while True:
+            yield self.batches(generators, split)
+
     def test_batches(self) -> Iterator[Batch]:
         """The whole test split, in order; nothing where there is none."""
         return iter(())

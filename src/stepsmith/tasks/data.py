@@ -5,8 +5,8 @@ Shape letters: M = examples, B = examples of a batch, C = copies.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -28,6 +28,8 @@ class ArrayData:
         test: the same for the test split, or None.
         name: for records.
         scale: factor on uint8 inputs, which become float32 when batched.
+        augment: changes training batches, (C, B, ...) inputs, with one generator a copy (see
+            `stepsmith.tasks.augment`); the test split never.
 
     Raises:
         ValueError: no examples, fewer than two, or counts that differ.
@@ -37,6 +39,7 @@ class ArrayData:
     test: tuple[Tensor, Tensor] | None = None
     name: str = "data"
     scale: float = 1 / 255
+    augment: Callable[[Tensor, Sequence[torch.Generator]], Tensor] | None = None
 
     def __post_init__(self):
         for split, pair in (("train", self.train), ("test", self.test)):
@@ -55,7 +58,7 @@ class ArrayData:
         """The same data on a device."""
         train = (self.train[0].to(device), self.train[1].to(device))
         test = None if self.test is None else (self.test[0].to(device), self.test[1].to(device))
-        return ArrayData(train, test, self.name, self.scale)
+        return replace(self, train=train, test=test)
 
     def draw(self, generators: Sequence[torch.Generator], split: str, size: int) -> Batch:
         """Batches drawn with replacement, one a generator: (C, size, ...) inputs and targets.
@@ -82,7 +85,17 @@ class ArrayData:
         flat = index.reshape(-1)
         drawn = inputs.index_select(0, flat).view(*index.shape, *inputs.shape[1:])
         labels = targets.index_select(0, flat).view(*index.shape, *targets.shape[1:])
-        return self._cast(drawn), labels
+        drawn = self._cast(drawn)
+        if self.augment is not None and split != "test":
+            drawn = self.augment(drawn, generators)
+        return drawn, labels
+
+    def stream(
+        self, generators: Sequence[torch.Generator], split: str, size: int
+    ) -> Iterator[Batch]:
+        """Endless draws."""
+        while True:
+            yield self.draw(generators, split, size)
 
     def test_batches(self, size: int) -> Iterator[Batch]:
         """The test split in order, in batches of at most `size`."""

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch.nn.functional as F
 
+from stepsmith.tasks.augment import load_variant
 from stepsmith.tasks.data import as_data
-from stepsmith.tasks.datasets import ImageSet, load_images
+from stepsmith.tasks.datasets import ImageSet
 from stepsmith.tasks.module import ModuleTask
 from stepsmith.tasks.networks import get_network
 
@@ -18,13 +20,14 @@ class ImageTask(ModuleTask):
 
     Args:
         network: a name that `stepsmith.tasks.networks` knows, such as `convnet` or `mlp64-relu`.
-        images: an `ImageSet`, or the name of one for `load_images`.
+        images: an `ImageSet`, or the name of one for `load_images`, with variants such as
+            `mnist@1000@shift` (see `stepsmith.tasks.augment.load_variant`).
         batch_size: examples of a batch.
         source, data_dir: where a named set comes from, as in `load_images`.
         options: as for `ModuleTask`.
 
     Raises:
-        ValueError: unknown network or data set.
+        ValueError: unknown network, data set or variant.
     """
 
     def __init__(
@@ -39,13 +42,15 @@ class ImageTask(ModuleTask):
     ):
         build = get_network(network)
         if isinstance(images, str):
-            images = load_images(images, source=source, data_dir=data_dir)
+            images, augment = load_variant(images, source=source, data_dir=data_dir)
+        else:
+            augment = None
         shape = images.train_images.shape[1:]
         self._network = network
         super().__init__(
             lambda: build(shape, images.num_classes),
             F.cross_entropy,
-            as_data(images),
+            replace(as_data(images), augment=augment),
             batch_size=batch_size,
             name=f"{network}-{images.name}",
             **options,

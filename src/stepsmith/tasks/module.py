@@ -168,6 +168,11 @@ class ModuleTask(Task):
         inputs, targets = self.data.draw(generators, split, self.batch_size)
         return self._cast(inputs), targets
 
+    def stream(self, generators: Sequence[torch.Generator], split: str) -> Iterator[Batch]:
+        """What the data's own stream hands out."""
+        for inputs, targets in self.data.stream(generators, split, self.batch_size):
+            yield self._cast(inputs), targets
+
     def test_batches(self) -> Iterator[Batch]:
         """The test split in order, 500 examples at a time."""
         for inputs, targets in self.data.test_batches(500):

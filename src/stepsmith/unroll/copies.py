@@ -117,6 +117,10 @@ class Copies:
         """One batch a copy, stacked."""
         return self.task.batches(self.generators, split)
 
+    def stream(self, split: str) -> Iterator[Batch]:
+        """The batches of one roll, as the task hands them out."""
+        return self.task.stream(self.generators, split)
+
     def gradients(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Losses (C,) and gradients (C, P) on a stacked batch; buffers move on."""
         if self.task.stacking == "vmap" and len(self) > 1:

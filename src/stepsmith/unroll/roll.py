@@ -46,8 +46,8 @@ def roll(
     """
     # Reserved at once: small tensors kept between large ones of each step would scatter the heap.
     losses_TC = copies.theta.new_empty(steps, len(copies))
-    for step in range(steps):
-        losses_C, grad_CP = copies.gradients(copies.batches(split))
+    for step, batch in zip(range(steps), copies.stream(split), strict=False):
+        losses_C, grad_CP = copies.gradients(batch)
         losses_TC[step] = losses_C
         if hook is not None:
             hook(Start(step, losses_C, grad_CP))

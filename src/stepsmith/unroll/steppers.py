@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from stepsmith import kernels
-from stepsmith.rules.base import Carry, Rule, State, Weights
+from stepsmith.rules.base import Carry, Rule, State, Weights, statistics_dtype
+from stepsmith.rules.units import norms
 from stepsmith.unroll.copies import Layout
 
 Keep = Callable[[Tensor, Tensor | None], None]
@@ -47,6 +48,8 @@ class RuleStepper:
         state: coordinate statistics (C, P); per-tensor ones (C, tensors), or (C, 1) where the rule
             couples nothing and all tensors share one.
         carry: (K, C * P) tensors.
+        measures: (C,) numbers of the rule's units, none where it has no units.
+        seen, gain: (C,) factors on gradients and on steps at the last step, None without units.
     """
 
     def __init__(
@@ -68,6 +71,9 @@ class RuleStepper:
         kernels.require_carry(rule, carry_dtype)
         self.carry_dtype = carry_dtype or theta_CP.dtype
         self.carry = self._fresh_carry(theta_CP)
+        self.measures = self._fresh_measures(theta_CP)
+        self.seen: Tensor | None = None
+        self.gain: Tensor | None = None
         self.load(weights, theta_CP)
 
     def load(self, weights: Weights, theta_CP: Tensor) -> None:
@@ -101,8 +107,16 @@ class RuleStepper:
         dtype, device = self.carry_dtype, theta_CP.device
         return self.rule.init_carry(theta_CP.numel(), dtype=dtype, device=device)
 
+    def _fresh_measures(self, theta_CP: Tensor) -> State:
+        if self.rule.units is None:
+            return {}
+        dtype = statistics_dtype(theta_CP.dtype)
+        return self.rule.units.init(len(theta_CP), dtype=dtype, device=theta_CP.device)
+
     def restart(self, copy: int, theta_CP: Tensor) -> None:
         """Forget what one copy has seen."""
+        for key, fresh in self._fresh_measures(theta_CP[copy : copy + 1]).items():
+            self.measures[key][copy] = fresh[0]
         for key, fresh in self._fresh_state(theta_CP[copy : copy + 1]).items():
             self.state[key][copy] = fresh[0]
         size = theta_CP.shape[1]
@@ -112,13 +126,21 @@ class RuleStepper:
     @torch.no_grad()
     def __call__(self, theta_CP: Tensor, grad_CP: Tensor, keep: Keep | None = None) -> None:
         """One step; `keep` sees the features and scales of a rule that couples coordinates."""
+        if self.rule.units is not None:
+            self.seen, self.gain, self.measures = self.rule.units.measure(
+                norms(grad_CP), self.layout.total, self.measures
+            )
+            grad_CP = grad_CP * self.seen[:, None]
         if self.uncoupled:
             delta_CP = self._advance(grad_CP, theta_CP, self.state, self.carry)
         else:
             delta_CP = self._coupled(theta_CP, grad_CP, keep)
         if self.weight_decay:
             theta_CP.mul_(1 - self.lr * self.weight_decay)
-        theta_CP.add_(delta_CP, alpha=self.lr)
+        if self.gain is None:
+            theta_CP.add_(delta_CP, alpha=self.lr)
+        else:
+            theta_CP.addcmul_(delta_CP, self.gain[:, None], value=self.lr)
 
     def _coupled(self, theta_CP: Tensor, grad_CP: Tensor, keep: Keep | None) -> Tensor:
         features_FCP, scale_CP = self._features_by_tensor(theta_CP, grad_CP)

@@ -76,18 +76,24 @@ class ConvNet(nn.Module):
         classes: outputs.
         kernel: size of both kernels, odd.
         activation: `"relu"` or `"sigmoid"`.
+        affine: whether batch-norm has a scale and a shift to train.
 
     Source: Daduryan, "Transferring Learned Optimizers", section 3.3; MNIST: 6,010 parameters.
     """
 
     def __init__(
-        self, shape: torch.Size, classes: int = 10, kernel: int = 3, activation: str = "relu"
+        self,
+        shape: torch.Size,
+        classes: int = 10,
+        kernel: int = 3,
+        activation: str = "relu",
+        affine: bool = True,
     ):
         super().__init__()
         channels, height, width = shape
         self.first = Convolution(channels, 3, kernel)
         self.second = Convolution(3, 3, kernel)
-        self.norm = nn.BatchNorm2d(3, track_running_stats=False)
+        self.norm = nn.BatchNorm2d(3, affine=affine, track_running_stats=False)
         pooled = 3 * (height // 2) * (width // 2)
         self.head = nn.Linear(pooled, classes)
         self.activation = {"relu": torch.relu, "sigmoid": torch.sigmoid}[activation]

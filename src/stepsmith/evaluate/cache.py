@@ -1,0 +1,175 @@
+"""Test runs kept on disk, so that experiments share tuned baselines and go on where they stopped.
+
+An entry is read only where everything that decides it is the same; its file's name holds a hash of
+all of that.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import itertools
+import json
+import logging
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import stepsmith
+from stepsmith.evaluate.baselines import Baseline
+from stepsmith.evaluate.records import Key, Records
+from stepsmith.hub import TrainedRule
+from stepsmith.store import CheckpointError, fingerprint
+from stepsmith.tasks.base import Batch, Task
+
+FORMAT = 1
+"""Raised where the way baselines are run or recorded changes, so that older entries are left."""
+
+BATCHES = 100
+"""Of one seed, by which tasks are told apart: some change their data in a few of them only."""
+
+_log = logging.getLogger("stepsmith")
+
+
+@dataclass(frozen=True)
+class Cache:
+    """Records by what decided them.
+
+    Args:
+        folder: of the entries, made where missing; None keeps nothing.
+        task: `identity` of the task they belong to.
+    """
+
+    folder: Path | None = None
+    task: Mapping[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, folder: str | Path | None, task: Task) -> Cache:
+        """The cache of a task's measurements in a folder.
+
+        Raises:
+            ValueError: `folder` is a file.
+        """
+        if folder is not None and Path(folder).exists() and not Path(folder).is_dir():
+            raise ValueError(f"cache {folder}: is no folder; choose a folder or a new name")
+        return cls() if folder is None else cls(Path(folder), identity(task))
+
+    def path(self, name: str, decides: Mapping[str, Any]) -> Path | None:
+        """The entry's file: `<task>-<name>-<hash>.parquet`."""
+        if self.folder is None:
+            return None
+        whole = {"format": FORMAT, "task": self.task, "decides": decides}
+        text = json.dumps(whole, sort_keys=True, default=repr)
+        digest = hashlib.sha256(text.encode()).hexdigest()[:20]
+        return self.folder / f"{_slug(self.task['task'])}-{_slug(name)}-{digest}.parquet"
+
+    def fetch(
+        self,
+        name: str,
+        decides: Mapping[str, Any] | None,
+        measure: Callable[[], Records],
+        adopt: Callable[[Key], Key],
+    ) -> Records:
+        """What `measure` returns, from the folder where it was measured before.
+
+        Args:
+            name: for the file's name.
+            decides: everything besides the task that decides the records, JSON-able; None where
+                that cannot be told, and nothing is kept.
+            measure: measures; a block `core_seconds` (processor time, purpose `spent`) is added to
+                what it returns and kept with it.
+            adopt: from a stored key to the present one.
+
+        Returns:
+            Records with keys as `adopt` gives them.
+        """
+        path = None if decides is None else self.path(name, decides)
+        if path is not None and path.exists():
+            try:
+                return _adopted(_read(path), adopt)
+            except CheckpointError as error:
+                _log.warning("%s; measuring again", error)
+        begun = time.process_time()
+        records = measure()
+        spent = time.process_time() - begun
+        key = replace(records.blocks[0].key, purpose="spent", hyper_parameters="{}")
+        records.add(adopt(key), "core_seconds", [spent], seeds=[0], steps=[0])
+        if path is not None:
+            records.save(path)
+        return records
+
+
+def identity(task: Task) -> dict[str, Any]:
+    """What tells a task from another: its names and settings, and the start, batches and loss of
+    one seed, since names of users' own tasks may not say everything."""
+    generator = torch.Generator().manual_seed(0)
+    params, buffers = task.init(generator)
+    batches = list(itertools.islice(task.stream([generator], "train"), BATCHES))
+    first = tuple(part[0] for part in batches[0])
+    loss = task.loss(params, buffers, first, generator, True)[0]
+    drawn = [*batches, *itertools.islice(task.test_batches(), 1)]
+    return {
+        "task": task.name, "network": task.network_name, "data": task.data_name,
+        "batch_size": getattr(task, "batch_size", None), "dtype": str(getattr(task, "dtype", "")),
+        "device": task.device.type, "start": fingerprint({**params, **buffers}),
+        # Rounded: another number of threads may move the last digits.
+        "batches": [_batch_hash(batch) for batch in drawn], "loss": f"{float(loss.detach()):.3g}",
+    }  # fmt: skip
+
+
+def _batch_hash(batch: Batch) -> str:
+    return fingerprint({f"{place}": part for place, part in enumerate(batch)})
+
+
+def decides_baseline(entry: Baseline, **settings: Any) -> dict[str, Any] | None:
+    """What decides a tuned baseline; None for a nameless callable, which cannot be told from
+    another."""
+    module, name = (getattr(entry.make, part, "<") for part in ("__module__", "__qualname__"))
+    if "<" in f"{module}{name}":
+        return None
+    return {
+        "optimizer": f"{module}:{name}", "name": entry.name, "centre": entry.centre,
+        "fixed": entry.fixed, **settings,
+    }  # fmt: skip
+
+
+def decides_rule(trained: TrainedRule, **settings: Any) -> dict[str, Any] | None:
+    """What decides a rule's runs: weights, configuration and this library's code; None for a
+    user's own rule, whose code is not watched."""
+    cls = type(trained.rule)
+    if not cls.__module__.startswith("stepsmith."):
+        return None
+    return {
+        "rule": f"{cls.__module__}:{cls.__qualname__}", "config": trained.rule.config(),
+        "weights": trained.fingerprint, "code": _code(), **settings,
+    }  # fmt: skip
+
+
+@functools.cache
+def _code() -> str:
+    """Hash of everything a rule's run executes."""
+    root = Path(stepsmith.__file__).parent
+    digest = hashlib.sha256()
+    for package in ("rules", "kernels", "unroll"):
+        for path in sorted((root / package).rglob("*.py")):
+            digest.update(path.read_bytes())
+    return digest.hexdigest()
+
+
+def _read(path: Path) -> Records:
+    records = Records.load(path)
+    if not any(records.select("train_loss", purpose="test")):
+        raise CheckpointError(f"{path}: holds no test runs")
+    return records
+
+
+def _adopted(records: Records, adopt: Callable[[Key], Key]) -> Records:
+    return Records([replace(block, key=adopt(block.key)) for block in records.blocks])
+
+
+def _slug(name: str) -> str:
+    return "".join(c if c.isalnum() or c in "-_.@" else "-" for c in name)

@@ -1,0 +1,118 @@
+"""Figures 1 to 8 of "Transferring Learned Optimizers", as published and corrected."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable
+from functools import partial
+
+from stepsmith.evaluate import BASELINES
+from stepsmith.hub import TrainedRule
+from stepsmith.recipes import published
+from stepsmith.recipes.study import Recipe, Study
+
+LONG = ("nag", "adam", "adamw", "momentum")
+"""Baselines of the longer horizons."""
+
+
+def corrected(study: Study, task_name: str, rules: Iterable[str], *, longest: bool = False) -> None:
+    """Rules and tuned baselines over the paper's horizon and ten times it (and a hundred times).
+
+    Args:
+        study: gets the records.
+        task_name: of the task.
+        rules: names of rules of `stepsmith.recipes.rules`.
+        longest: measure the longest horizon too.
+    """
+    task = study.task(task_name)
+    named = {f"learned ({name})": study.rule(name) for name in rules}
+    first = study.compare(task, named, BASELINES, timing=True)
+    best = {name: tuned.rates["final"] for name, tuned in first.tuned.items()}
+    for horizon in (study.scale.long, *([study.scale.longest] if longest else [])):
+        later = study.compare(
+            task, named, LONG, horizon=horizon,
+            tune_around={name: best[name] for name in LONG},
+        )  # fmt: skip
+        best |= {name: tuned.rates["final"] for name, tuned in later.tuned.items()}
+
+
+def halved(trained: TrainedRule) -> TrainedRule:
+    """The rule with half its step multiplier, as the paper's small transfers silently had it."""
+    rule = trained.rule
+    half = dataclasses.replace(rule, step_scale=rule.config()["step_scale"] / 2)
+    return dataclasses.replace(trained, rule=half)
+
+
+def quadratic(study: Study) -> None:
+    """Figure 1."""
+    published.compare(study, "quadratic", {"LSTM": study.rule("published-quadratic")})
+    corrected(study, "quadratic", ["quadratic"])
+
+
+def mlp(study: Study) -> None:
+    """Figure 2."""
+    published.compare(study, "mlp-mnist", {"LSTM": study.rule("published-mlp-mnist")})
+    corrected(study, "mlp-mnist", ["mlp-mnist"], longest=True)
+
+
+def convnet(study: Study) -> None:
+    """Figure 3; the published curve of the MLP's rule shows the MLP."""
+    published.compare(
+        study, "convnet-mnist", {"LSTM": study.rule("published-convnet-mnist")},
+        others={"LSTM (MLP), on the MLP": (study.rule("published-mlp-mnist"), "mlp-mnist")},
+    )  # fmt: skip
+    corrected(study, "convnet-mnist", ["convnet-mnist", "mlp-mnist"])
+
+
+def convnet_to_mlp(study: Study) -> None:
+    """Figure 4."""
+    published.compare(
+        study, "mlp-mnist",
+        {
+            "LSTM": study.rule("published-mlp-mnist"),
+            "LSTM (ConvNet)": study.rule("published-convnet-mnist"),
+        },
+    )  # fmt: skip
+    corrected(study, "mlp-mnist", ["mlp-mnist", "convnet-mnist"])
+
+
+def variant(study: Study, name: str) -> None:
+    """Figures 5 and 6; the published transfers ran at half the multiplier."""
+    trained = study.rule("published-convnet-mnist")
+    published.compare(study, name, {"LSTM (ConvNet), halved": halved(trained)})
+    corrected(study, name, ["convnet-mnist"])
+
+
+def data(study: Study, name: str, own: str, other: str) -> None:
+    """Figures 7 and 8."""
+    rules = {"LSTM": own, "LSTM (transferred)": other}
+    published.compare(
+        study, name, {label: study.rule(f"published-{rule}") for label, rule in rules.items()}
+    )
+    corrected(study, name, [own, other])
+
+
+RECIPES = (
+    Recipe("a1-quadratic", "random quadratics (figure 1)", quadratic),
+    Recipe("a2-mlp", "the MLP on MNIST (figure 2)", mlp),
+    Recipe("a3-convnet", "the ConvNet on MNIST, and the MLP's rule on it (figure 3)", convnet),
+    Recipe("a4-convnet-to-mlp", "the ConvNet's rule on the MLP (figure 4)", convnet_to_mlp),
+    Recipe(
+        "a5-kernel-size", "the ConvNet's rule on 5x5 kernels (figure 5)",
+        partial(variant, name="convnet5x5-mnist"),
+    ),
+    Recipe(
+        "a6-activation", "the ConvNet's rule on sigmoids (figure 6)",
+        partial(variant, name="convnet-sigmoid-mnist"),
+    ),
+    Recipe(
+        "a7-mnist-to-fashion", "MNIST's rule on Fashion-MNIST (figure 7)",
+        partial(
+            data, name="convnet-fashion_mnist", own="convnet-fashion_mnist", other="convnet-mnist"
+        ),
+    ),
+    Recipe(
+        "a8-fashion-to-mnist", "Fashion-MNIST's rule on MNIST (figure 8)",
+        partial(data, name="convnet-mnist", own="convnet-mnist", other="convnet-fashion_mnist"),
+    ),
+)  # fmt: skip

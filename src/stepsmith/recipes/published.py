@@ -1,0 +1,110 @@
+"""Paper A as published: its data, its networks, its rates, its LSTM, its mistakes.
+
+Everything here exists so that the published figures can be recognised; the corrected protocol is
+`stepsmith.evaluate`'s own. What cannot be repeated: gradients that shared memory with buffers which
+later steps overwrote, and the seeds, which were never set.
+
+Source: Daduryan, "Transferring Learned Optimizers", and its public code.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.nn.functional as F
+
+from stepsmith.evaluate import evaluate
+from stepsmith.hub import TrainedRule
+from stepsmith.tasks import ModuleTask, Task, load_images
+from stepsmith.tasks.networks.convnet import ConvNet
+from stepsmith.tasks.networks.mlp import MLP
+from stepsmith.tasks.published import PublishedHalves
+
+if TYPE_CHECKING:
+    from stepsmith.recipes.study import Study
+
+PROTOCOL = "as-published"
+
+_NETWORKS: dict[str, Callable[[torch.Size, int, bool], torch.nn.Module]] = {
+    "mlp": lambda shape, classes, affine: MLP(shape.numel(), classes=classes),
+    "convnet": lambda shape, classes, affine: ConvNet(shape, classes, affine=affine),
+    # The kernel-size variant had sigmoids too.
+    "convnet5x5": lambda shape, classes, affine: ConvNet(shape, classes, 5, "sigmoid", affine),
+    "convnet-sigmoid": lambda shape, classes, affine: ConvNet(shape, classes, 3, "sigmoid", affine),
+}
+"""(image shape, classes, whether batch-norm's scale and shift are trained) -> network."""
+
+RATES: dict[str, dict[str, float]] = {
+    "quadratic": {"adam": 0.1, "rmsprop": 0.03, "sgd": 0.01, "nag": 0.01},
+    "mlp-mnist": {"adam": 0.03, "rmsprop": 0.01, "sgd": 1.0, "nag": 1.0},
+    "convnet-mnist": {"adam": 0.01, "nag": 0.03},
+    "convnet5x5-mnist": {"adam": 0.01},
+    "convnet-sigmoid-mnist": {"adam": 0.01},
+    "convnet-fashion_mnist": {"adam": 0.02},
+}
+"""The rates the paper used."""
+
+_MAKE: dict[str, Callable[..., torch.optim.Optimizer]] = {
+    "adam": torch.optim.Adam,
+    "rmsprop": torch.optim.RMSprop,
+    "sgd": torch.optim.SGD,
+    "nag": partial(torch.optim.SGD, momentum=0.9, nesterov=True),
+}
+
+
+def task(study: Study, name: str, *, affine: bool = True) -> Task:
+    """A task of the paper on the halves it used.
+
+    Args:
+        study: says where data come from.
+        name: a key of `RATES`.
+        affine: whether batch-norm's scale and shift are trained: by Adam they were, by the LSTM
+            they were left untouched.
+    """
+    if name == "quadratic":
+        return study.task(name)
+    network, _, data = name.rpartition("-")
+    images = load_images(data, source=study.source, data_dir=study.data_dir)
+    shape = images.train_images.shape[1:]
+    return ModuleTask(
+        lambda: _NETWORKS[network](shape, images.num_classes, affine),
+        F.cross_entropy,
+        PublishedHalves.of(images),
+        name=name,
+    )
+
+
+def compare(
+    study: Study,
+    name: str,
+    rules: Mapping[str, TrainedRule],
+    *,
+    others: Mapping[str, tuple[TrainedRule, str]] | None = None,
+) -> None:
+    """Rules beside the paper's baselines at the paper's rates.
+
+    Args:
+        study: gets the records.
+        name: the task, a key of `RATES`.
+        rules: for the figure's learned curves; batch-norm's scale and shift stay untouched.
+        others: name -> (rule, the task it really trained), for a curve that shows another task.
+    """
+    settings: dict[str, Any] = {
+        "recipe": study.recipe, "scale": study.scale.name, "protocol": PROTOCOL, "say": study.say,
+        "steps": study.scale.first.steps, "seeds": study.scale.first.seeds, "timing_rounds": 0,
+        "cache": study.cache / "baselines",
+    }  # fmt: skip
+    optimizers = {opt: partial(_MAKE[opt], lr=rate) for opt, rate in RATES[name].items()}
+    result = evaluate(task(study, name), (), (), optimizers=optimizers, **settings)
+    study.records.extend(result.records)
+    by_rules = [(rules, task(study, name, affine=False))]
+    for label, (trained, trained_on) in (others or {}).items():
+        shown = task(study, trained_on)
+        shown.name = name
+        by_rules.append(({label: trained}, shown))
+    for named, made in by_rules:
+        if named:
+            study.records.extend(evaluate(made, named, (), **settings).records)

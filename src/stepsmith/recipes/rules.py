@@ -1,0 +1,95 @@
+"""The meta-trainings behind the recipes, by name."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from stepsmith.rules import Rule, l2o_dm, make_rule
+
+Protocol = Literal["corrected", "as-published"]
+
+
+@dataclass(frozen=True)
+class MetaTraining:
+    """A rule and how it is meta-trained.
+
+    Args:
+        tasks: names; several are trained on at once.
+        rule: fresh.
+        config: of `meta_train`, its budget in inner steps.
+        further: changes to `config` for stages that go on from the one before.
+        protocol: which data and network the tasks stand for.
+    """
+
+    tasks: tuple[str, ...]
+    rule: Rule
+    config: dict[str, Any]
+    further: tuple[dict[str, Any], ...] = ()
+    protocol: Protocol = "corrected"
+
+    @property
+    def stages(self) -> list[dict[str, Any]]:
+        """The configuration of each stage."""
+        return [self.config, *(self.config | change for change in self.further)]
+
+
+def published(name: str, rule: Rule, lr: float, validation_copies: int) -> MetaTraining:
+    """20 epochs of 20 episodes of 100 steps in windows of 20, every coordinate, plain Adam.
+
+    The losses of a window are those before its steps; after each epoch the rule is validated by
+    its summed loss over 100 steps, and the best is kept.
+    """
+    config = {
+        "steps": 40_000, "horizon": 100, "window": 20, "copies": 1, "samples": None,
+        "losses": "before", "lr": lr, "final_lr": 1.0, "warmup": 0.0, "clip": 1e9,
+        "validations": 20, "validation_copies": validation_copies,
+    }  # fmt: skip
+    return MetaTraining((name,), rule, config, protocol="as-published")
+
+
+def _lstm(inputs: str = "log_sign", step_scale: float = 0.1) -> Rule:
+    return l2o_dm(inputs=inputs, step_scale=step_scale, faithful=True)
+
+
+def _quadratic(step_scale: float = 0.3) -> Rule:
+    return make_rule("joined", hidden=20, step_scale=step_scale, start=0.03)
+
+
+def _relative() -> Rule:
+    return make_rule("joined", scaling="relative", step_scale=3.0)
+
+
+def _own(task: str, steps: int, **changes: Any) -> MetaTraining:
+    """Whole-horizon windows, a rule in relative units."""
+    config = {
+        "steps": steps, "horizon": 100, "copies": 1, "validation_copies": 16, "lr": 0.02,
+        "samples": 40_000,
+    }  # fmt: skip
+    return MetaTraining((task,), _relative(), config | changes)
+
+
+RULES: dict[str, MetaTraining] = {
+    "published-quadratic": published("quadratic", _lstm("raw", 1.0), 0.003, 100),
+    "published-mlp-mnist": published("mlp-mnist", _lstm(), 0.01, 20),
+    "published-convnet-mnist": published("convnet-mnist", _lstm(), 0.01, 5),
+    "published-convnet-fashion_mnist": published("convnet-fashion_mnist", _lstm(), 0.01, 5),
+    "published-quadratic-log_sign": published("quadratic", _lstm("log_sign", 1.0), 0.003, 100),
+    "published-mlp-mnist-raw": published("mlp-mnist", _lstm("raw"), 0.01, 20),
+    "published-convnet-mnist-raw": published("convnet-mnist", _lstm("raw"), 0.01, 5),
+    "quadratic": MetaTraining(
+        ("quadratic",),
+        _quadratic(),
+        {
+            # Short windows: on quadratics the first-order estimate misleads over long ones.
+            "steps": 10_000_000, "window": 5, "copies": 64, "validation_copies": 256,
+            "samples": None, "lr": 0.01, "validations": 40,
+        },
+        # Then on longer episodes: late, tiny gradients otherwise make rare leaps.
+        ({"steps": 3_000_000, "horizon": 300, "lr": 0.003, "validations": 10},),
+    ),
+    "mlp-mnist": _own("mlp-mnist", 300_000),
+    "mlp-fashion_mnist": _own("mlp-fashion_mnist", 300_000),
+    "convnet-mnist": _own("convnet-mnist", 80_000),
+    "convnet-fashion_mnist": _own("convnet-fashion_mnist", 80_000),
+}  # fmt: skip

@@ -1,0 +1,229 @@
+"""What recipes share: how much to measure, rules and baselines made once, one set of records."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from stepsmith.evaluate import BASELINES, Baseline, Evaluation, Records, evaluate
+from stepsmith.hub import TrainedRule, load
+from stepsmith.meta import meta_train
+from stepsmith.names import unknown
+from stepsmith.recipes import published
+from stepsmith.recipes.rules import RULES, MetaTraining
+from stepsmith.report import write_results
+from stepsmith.rules import Rule
+from stepsmith.tasks import Task, make_task
+
+_log = logging.getLogger("stepsmith")
+
+
+@dataclass(frozen=True)
+class Horizon:
+    """Steps of a comparison, and runs of each optimizer and of each rate tried."""
+
+    steps: int
+    seeds: int
+    tuning_seeds: int
+
+
+@dataclass(frozen=True)
+class Scale:
+    """How much a recipe measures.
+
+    Args:
+        name: `full` or `quick`.
+        first: the horizon of the paper's figures.
+        long: further horizons, for recipes that ask for them.
+        longest: one more, for the MLP.
+        meta: share of every meta-training's budget that is spent.
+        timing_rounds: of each optimizer's step.
+        source: where data come from by default.
+    """
+
+    name: str
+    first: Horizon
+    long: Horizon
+    longest: Horizon
+    meta: float
+    timing_rounds: int
+    source: str
+
+
+FULL = Scale(
+    "full", Horizon(100, 100, 8), Horizon(1000, 16, 4), Horizon(10_000, 8, 1), 1.0, 15, "auto"
+)
+QUICK = Scale("quick", Horizon(20, 4, 1), Horizon(40, 2, 1), Horizon(60, 2, 1), 0.002, 1, "sample")
+SCALES = {scale.name: scale for scale in (FULL, QUICK)}
+
+
+@dataclass
+class Study:
+    """One run of a recipe: makes its tasks, rules and comparisons, and keeps what they measured.
+
+    Args:
+        recipe: its name, for the records.
+        scale: how much to measure.
+        cache: folder of tuned baselines, runs and meta-trained rules, shared by recipes.
+        source, data_dir: where data come from, as in `load_images`.
+        say: told what is being done.
+
+    Attributes:
+        records: everything measured so far.
+    """
+
+    recipe: str
+    scale: Scale
+    cache: Path
+    source: str | None = None
+    data_dir: str | None = None
+    say: Callable[[str], None] = lambda message: None
+    records: Records = field(default_factory=Records)
+
+    def task(self, name: str, **options: Any) -> Task:
+        """A task by name, on this study's data."""
+        if name == "quadratic":
+            return make_task(name, **options)
+        source = self.source or self.scale.source
+        return make_task(name, source=source, data_dir=self.data_dir, **options)
+
+    def rule(self, name: str) -> TrainedRule:
+        """A rule of `RULES`, meta-trained once and kept in the cache.
+
+        Raises:
+            ValueError: unknown name.
+        """
+        if name not in RULES:
+            raise unknown("rule of the recipes", name, RULES)
+        plan = RULES[name]
+        tasks = [self._meta_task(plan, task) for task in plan.tasks]
+        trained: TrainedRule | None = None
+        for number, config in enumerate(plan.stages):
+            label = f"{name}-{number + 1}" if number else name
+            trained = self._stage(label, tasks, trained or plan.rule, config)
+        assert trained is not None
+        return replace(trained, manifest={**trained.manifest, "name": name})
+
+    def _meta_task(self, plan: MetaTraining, name: str) -> Task:
+        if plan.protocol == published.PROTOCOL:
+            return published.task(self, name, affine=False)
+        return self.task(name)
+
+    def _stage(
+        self, name: str, tasks: list[Task], start: Rule | TrainedRule, config: dict[str, Any]
+    ) -> TrainedRule:
+        config = dict(config)
+        least = config.get("horizon", 100) * config.get("copies", 4) * len(tasks)
+        config["steps"] = max(least, int(config["steps"] * self.scale.meta))
+        if self.scale.name == "quick":
+            config["validation_copies"] = 2
+        decides = {
+            "tasks": [[task.name, task.data_name] for task in tasks], "config": config,
+            "start": start.fingerprint if isinstance(start, TrainedRule) else repr(start),
+        }  # fmt: skip
+        digest = hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()[:12]
+        folder = self.cache / "rules" / f"{name}-{digest}"
+        done = folder / "rule.safetensors"
+        if done.exists():
+            return load(done)
+        self.say(f"meta-training {name}")
+        resume = (folder / "run.safetensors").exists()
+        return meta_train(tasks[0], start, out=folder, resume=resume, name=name, **config)
+
+    def compare(
+        self,
+        task: Task,
+        rules: Mapping[str, TrainedRule],
+        baselines: Iterable[str | Baseline] = tuple(BASELINES),
+        *,
+        horizon: Horizon | None = None,
+        timing: bool = False,
+        **options: Any,
+    ) -> Evaluation:
+        """`evaluate` at a horizon, the paper's by default, its records added to the study's."""
+        horizon = horizon or self.scale.first
+        result = evaluate(
+            task, rules, baselines, recipe=self.recipe, scale=self.scale.name,
+            cache=self.cache / "baselines", say=self.say, steps=horizon.steps, seeds=horizon.seeds,
+            tuning_seeds=horizon.tuning_seeds,
+            timing_rounds=self.scale.timing_rounds if timing else 0, **options,
+        )  # fmt: skip
+        self.records.extend(result.records)
+        return result
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A figure or table as a program.
+
+    Args:
+        name: such as `a2-mlp`.
+        what: one line of what it measures.
+        run: does it all.
+    """
+
+    name: str
+    what: str
+    run: Callable[[Study], None]
+
+
+def run_recipe(
+    recipe: Recipe,
+    scale: Scale,
+    *,
+    folder: Path,
+    cache: Path,
+    command: str,
+    source: str | None = None,
+    data_dir: str | None = None,
+    overwrite: bool = False,
+    say: Callable[[str], None] = lambda message: None,
+) -> dict[str, Any]:
+    """Run a recipe and write its results; returns the summary.
+
+    Args:
+        recipe, scale: what, and how much.
+        folder: of the results.
+        cache: see `Study`.
+        command: that reproduces it.
+        source, data_dir: where data come from.
+        overwrite: replace the results in `folder`.
+        say: told what is being done.
+
+    Raises:
+        ValueError: `folder` holds results already.
+    """
+    if (folder / "summary.json").exists() and not overwrite:
+        raise ValueError(
+            f"{folder}: holds the results of an earlier run; pass --overwrite, or another --out"
+        )
+    study = Study(recipe.name, scale, cache, source, data_dir, say)
+    recipe.run(study)
+    say("drawing the report")
+    config = {
+        "recipe": recipe.name, "what": recipe.what, "scale": scale.name,
+        "source": source or scale.source, "core_hours": core_hours(study.records),
+    }  # fmt: skip
+    return write_results(
+        folder, study.records, recipe=recipe.name, scale=scale.name, command=command,
+        config=config, overwrite=overwrite,
+    )  # fmt: skip
+
+
+def core_hours(records: Records) -> dict[str, float]:
+    """Processor hours of the comparisons and of the rules' meta-training, wherever they were
+    spent: what a recipe costs from nothing."""
+    tests = sum(float(block.values.sum()) for block in records.select("core_seconds"))
+    meta = {
+        block.key.checkpoint: float(block.values.sum())
+        for block in records.select("meta_training_core_seconds")
+    }
+    return {
+        "comparisons": round(tests / 3600, 3),
+        "meta_training": round(sum(meta.values()) / 3600, 3),
+    }

@@ -1,0 +1,78 @@
+"""Colours, fonts and SVG text of all figures."""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Iterable
+from typing import Any
+
+import matplotlib as mpl
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+STRONG = ("#c2410c", "#7c3aed", "#be185d", "#1f2937", "#d97706", "#0891b2")
+"""Learned rules."""
+MUTED = {
+    "adam": "#2563a8", "nag": "#0f766e", "sgd": "#737373", "momentum": "#65a30d",
+    "adamw": "#60a5d8", "rmsprop": "#a16207", "adagrad": "#6d6a9c",
+}  # fmt: skip
+"""Baselines, one colour each in every figure."""
+STYLE: dict[Any, Any] = {
+    "font.family": "sans-serif", "font.size": 11, "axes.spines.top": False,
+    "axes.spines.right": False, "axes.edgecolor": "#888888", "axes.labelcolor": "#333333",
+    "xtick.color": "#555555", "ytick.color": "#555555", "axes.grid": True, "grid.alpha": 0.25,
+    "svg.fonttype": "none", "svg.hashsalt": "stepsmith", "axes.titlesize": 12,
+    "axes.titlelocation": "left", "legend.frameon": False,
+}  # fmt: skip
+
+
+def svg(figure: Figure) -> str:
+    """The figure as an SVG element; the same records give the same text."""
+    sink = io.StringIO()
+    with mpl.rc_context(STYLE):
+        figure.savefig(sink, format="svg", metadata={"Date": None, "Creator": None})
+    text = sink.getvalue()
+    return text[text.index("<svg") :]
+
+
+def colours(names: Iterable[tuple[str, str]]) -> dict[str, str]:
+    """A colour for each (optimizer, kind), the same wherever it appears."""
+    found: dict[str, str] = {}
+    for name, kind in names:
+        if name in found:
+            continue
+        learned = sum(colour in STRONG for colour in found.values())
+        if kind == "learned":
+            found[name] = STRONG[learned % len(STRONG)]
+        else:
+            found[name] = MUTED.get(name, "#444444")
+    return found
+
+
+def figure_of(width: float = 7.2, height: float = 4.2) -> tuple[Figure, Axes]:
+    """A figure of so many inches, with one pair of axes."""
+    figure = Figure(figsize=(width, height), layout="constrained")
+    return figure, figure.add_subplot()
+
+
+def short(name: str) -> str:
+    """A rule's name without the `learned (...)` around it."""
+    return re.sub(r"^learned \((.*)\)('*)$", r"\1\2", name)
+
+
+def wrapped(name: str, width: int = 15) -> str:
+    """A task's name on lines of about `width` characters, broken after dashes and before variants.
+
+    >>> print(wrapped("convnet-sigmoid-fashion_mnist@1000@shift"))
+    convnet-
+    sigmoid-
+    fashion_mnist
+    @1000@shift
+    """
+    lines = [""]
+    for part in re.split(r"(?<=-)|(?=@)", name):
+        if lines[-1] and len(lines[-1] + part) > width:
+            lines.append("")
+        lines[-1] += part
+    return "\n".join(lines)

@@ -1,0 +1,84 @@
+"""What a rule measures gradients and steps in, for an optimizee as a whole.
+
+Shape letters: C = copies of an optimizee, P = coordinates of one.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from stepsmith.rules.base import State, statistics_dtype
+
+FIRST = 1e-3
+"""The mean magnitude of an optimizee's first gradient, as a rule with relative units sees it: in
+the middle of what `log_sign` resolves."""
+
+_TINY = 1e-30
+
+
+@dataclass(frozen=True)
+class RelativeUnits:
+    """Gradients in units of the first one, steps in predicted change of the loss.
+
+    With n_t = sum |g_t| over all coordinates of the optimizee,
+
+        gradient seen = FIRST * P / n_1 * g_t
+        step made     = u_t / max(n^_t, floor * n_1)
+
+    where n^ is n's bias-corrected running mean and u the rule's own step. To first order a step of
+    |u| everywhere changes the loss by at most |u|: a trust region in units of the loss. Good steps
+    of networks that differ tenfold in their parameters' scale are alike in these units
+    (docs/6-transfer.md), and an optimizee whose parameters are rescaled as a whole is trained
+    alike. The loss must be in the units it was meta-trained in (nats, say). The floor keeps steps
+    from growing without bound where gradients vanish.
+
+    Not shard-safe: where parameters are sharded, n is the shard's own.
+
+    Args:
+        beta: decay of the running mean, in [0, 1).
+        floor: share of n_1 that n^ is not taken to fall below, > 0.
+    """
+
+    beta: float = 0.9
+    floor: float = 0.03
+
+    def init(
+        self,
+        copies: int,
+        *,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str = "cpu",
+    ) -> State:
+        """Nothing measured yet: (C,) zeros."""
+        names = ("first_norm", "running_norm", "measured")
+        return {name: torch.zeros(copies, dtype=dtype, device=device) for name in names}
+
+    def measure(self, norm_C: Tensor, size: int, state: State) -> tuple[Tensor, Tensor, State]:
+        """Take in one gradient.
+
+        Args:
+            norm_C: (C,) n_t, from `norms`.
+            size: P.
+            state: from `init` or the last call; not written to.
+
+        Returns:
+            (C,) factors on gradients, (C,) factors on steps, and the new state.
+        """
+        first_C = torch.where(state["first_norm"] > 0, state["first_norm"], norm_C)
+        measured_C = state["measured"] + 1
+        running_C = torch.lerp(norm_C, state["running_norm"], self.beta)
+        mean_C = torch.maximum(running_C / (1 - self.beta**measured_C), self.floor * first_C)
+        new = {"first_norm": first_C, "running_norm": running_C, "measured": measured_C}
+        return (
+            FIRST * size / first_C.clamp_min(_TINY),
+            mean_C.clamp_min(_TINY).reciprocal(),
+            new,
+        )
+
+
+def norms(grad_CP: Tensor) -> Tensor:
+    """(C,) sums of magnitudes, in the dtype of statistics."""
+    return grad_CP.abs().sum(dim=1, dtype=statistics_dtype(grad_CP.dtype))

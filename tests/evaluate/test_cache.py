@@ -1,0 +1,183 @@
+"""Tuned baselines and runs of rules on disk: read only where everything is the same."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from tests.conftest import make_tiny_task
+from tests.evaluate.test_run import fresh
+from torch import nn
+
+from stepsmith.evaluate import BASELINES, Baseline, evaluate, run
+from stepsmith.evaluate.cache import identity
+from stepsmith.tasks import Quadratic
+
+FEW = {"steps": 12, "seeds": 3, "tuning_seeds": 2, "timing_rounds": 0}
+
+
+@pytest.fixture
+def trainings(monkeypatch) -> list[int]:
+    """Steps of every call of `train`."""
+    calls = []
+    original = run.train
+
+    def counted(task, make, seeds, steps, *arguments):
+        calls.append(steps)
+        return original(task, make, seeds, steps, *arguments)
+
+    monkeypatch.setattr(run, "train", counted)
+    return calls
+
+
+def values(result, **wanted):
+    return [(b.key, b.metric, b.values.tolist()) for b in result.records.select(**wanted)]
+
+
+def test_the_second_time_nothing_is_trained(tmp_path, trainings, tiny_task):
+    first = evaluate(tiny_task, {"mine": fresh()}, ["adam", "nag"], cache=tmp_path, **FEW)
+    assert len(trainings) >= 2 * 9 + 3
+    trainings.clear()
+    again = evaluate(tiny_task, {"mine": fresh()}, ["adam", "nag"], cache=tmp_path, **FEW)
+    assert trainings == []
+    for purpose in ("tuning", "test", "spent"):
+        assert values(again, purpose=purpose) == values(first, purpose=purpose)
+    assert again.tuned == first.tuned
+    assert again.rows() == first.rows()
+
+
+def test_what_is_read_equals_what_a_run_without_a_cache_gives(tmp_path, tiny_task):
+    plain = evaluate(tiny_task, [], ["rmsprop"], **FEW)
+    for _ in range(2):
+        kept = evaluate(tiny_task, [], ["rmsprop"], cache=tmp_path, **FEW)
+        assert values(kept, purpose="test") == values(plain, purpose="test")
+        assert kept.tuned == plain.tuned
+
+
+def test_records_name_the_present_experiment(tmp_path, trainings):
+    evaluate(Quadratic(3), {"a": fresh()}, ["adam"], cache=tmp_path, recipe="one", **FEW)
+    trainings.clear()
+    other = evaluate(
+        Quadratic(3), {"b": fresh()}, ["adam"], cache=tmp_path, recipe="two", scale="quick", **FEW
+    )
+    assert trainings == []
+    assert {(b.key.recipe, b.key.scale) for b in other.records.blocks} == {("two", "quick")}
+    assert {b.key.optimizer for b in other.records.blocks} == {"adam", "b"}
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"seeds": 4}, {"tuning_seeds": 3}, {"steps": 13}, {"points": 10}, {"protocol": "other"},
+        {"tune_around": {"adam": 0.02}},
+    ],
+)  # fmt: skip
+def test_whatever_decides_the_numbers_misses(changed, tmp_path, trainings):
+    evaluate(Quadratic(3), [], ["adam"], cache=tmp_path, **FEW)
+    trainings.clear()
+    evaluate(Quadratic(3), [], ["adam"], cache=tmp_path, **{**FEW, **changed})
+    assert trainings
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [
+        replace(BASELINES["adam"], centre=0.05),
+        replace(BASELINES["adam"], fixed={"eps": 1e-4}),
+        replace(BASELINES["adam"], make=torch.optim.NAdam),
+    ],
+)
+def test_another_baseline_of_the_same_name_misses(entry, tmp_path, trainings):
+    evaluate(Quadratic(3), [], ["adam"], cache=tmp_path, **FEW)
+    trainings.clear()
+    evaluate(Quadratic(3), [], [entry], cache=tmp_path, **FEW)
+    assert trainings
+
+
+def test_a_nameless_optimizer_is_never_read(tmp_path, trainings):
+    entry = Baseline("mine", lambda params, lr: torch.optim.SGD(params, lr=lr), 0.1)
+    for _ in range(2):
+        trainings.clear()
+        evaluate(Quadratic(3), [], [entry], cache=tmp_path, **FEW)
+        assert trainings
+    assert not list(tmp_path.glob("*.parquet"))
+
+
+def test_other_weights_miss(tmp_path, trainings):
+    evaluate(Quadratic(3), {"a": fresh()}, [], cache=tmp_path, **FEW)
+    trainings.clear()
+    other = replace(fresh(), weights={k: 1.01 * v for k, v in fresh().weights.items()})
+    evaluate(Quadratic(3), {"a": other}, [], cache=tmp_path, **FEW)
+    assert len(trainings) == 1
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"name": "other"}, {"batch_size": 9}, {"dtype": torch.float32}],
+)
+def test_tasks_are_told_apart(options):
+    assert identity(make_tiny_task(**options)) != identity(make_tiny_task())
+    assert identity(make_tiny_task()) == identity(make_tiny_task())
+
+
+def test_tasks_of_one_name_are_told_apart_by_what_they_do(tiny_task):
+    data, test = (tiny_task.data.train[0], tiny_task.data.train[1]), tiny_task.data.test
+
+    def task(factor=1.0, scale=1.0, activation=nn.Tanh):
+        def make():
+            return nn.Sequential(nn.Linear(6, 5), activation(), nn.Linear(5, 3))
+
+        def loss(output, target):
+            return factor * nn.functional.cross_entropy(output, target)
+
+        return type(tiny_task)(
+            make, loss, ((data[0] * scale, data[1]), test), batch_size=8, dtype=torch.float64,
+            name="tiny",
+        )  # fmt: skip
+
+    found = [identity(task()), identity(task(factor=2.0)), identity(task(scale=2.0)),
+             identity(task(activation=nn.ReLU))]  # fmt: skip
+    assert len({str(each) for each in found}) == 4
+
+
+def test_tasks_are_told_apart_by_a_single_batch(tiny_task):
+    class Spiky(type(tiny_task)):
+        def stream(self, generators, split):
+            for step, (inputs, targets) in enumerate(super().stream(generators, split)):
+                yield inputs + 9 * (step == 80), targets
+
+    spiky = make_tiny_task()
+    spiky.__class__ = Spiky
+    assert identity(spiky) != identity(tiny_task)
+
+
+@pytest.mark.parametrize("place", [0.0, 0.3, 0.5, 0.9, 1.0])
+def test_a_damaged_entry_is_measured_again_and_said_so(place, tmp_path, trainings, caplog):
+    first = evaluate(Quadratic(3), [], ["adam"], cache=tmp_path, **FEW)
+    (path,) = tmp_path.iterdir()
+    content = bytearray(path.read_bytes())
+    if place == 1.0:
+        path.write_bytes(content[:-40])
+    else:
+        at = 4 + int(place * (len(content) // 2))
+        content[at : at + 8] = bytes(255 - byte for byte in content[at : at + 8])
+        path.write_bytes(content)
+    trainings.clear()
+    with caplog.at_level(logging.WARNING, "stepsmith"):
+        again = evaluate(Quadratic(3), [], ["adam"], cache=tmp_path, **FEW)
+    assert trainings
+    assert len(caplog.records) == 1
+    assert str(path) in caplog.text
+    np.testing.assert_equal(values(again, purpose="test"), values(first, purpose="test"))
+    trainings.clear()
+    evaluate(Quadratic(3), [], ["adam"], cache=tmp_path, **FEW)
+    assert trainings == []
+
+
+def test_a_cache_that_is_a_file(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ValueError, match="file: is no folder"):
+        evaluate(Quadratic(3), [], ["adam"], cache=tmp_path / "file", **FEW)

@@ -1,0 +1,133 @@
+"""Relative units: invariance, the floor, and every path that applies them."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from stepsmith import LearnedOptimizer, TrainedRule, make_rule
+from stepsmith.rules.units import FIRST, RelativeUnits, norms
+from stepsmith.tasks import Quadratic
+from stepsmith.unroll import Copies, RuleStepper, roll
+
+
+def relative_rule() -> TrainedRule:
+    rule = make_rule("joined", scaling="relative", step_scale=3.0)
+    return TrainedRule(rule, rule.init(torch.Generator().manual_seed(0)))
+
+
+def test_the_first_gradient_is_seen_at_a_fixed_mean_and_its_step_predicts_the_loss():
+    grad_CP = torch.tensor([[1.0, -3.0], [10.0, 0.0]])
+    units = RelativeUnits()
+    seen_C, gain_C, _ = units.measure(norms(grad_CP), 2, units.init(2))
+    torch.testing.assert_close((grad_CP * seen_C[:, None]).abs().mean(1), torch.full((2,), FIRST))
+    # A step of 1 against every gradient's sign changes the loss by -1, to first order.
+    torch.testing.assert_close((grad_CP.abs() * gain_C[:, None]).sum(1), torch.ones(2))
+
+
+def test_the_running_norm_is_a_corrected_mean_with_a_floor():
+    units = RelativeUnits(beta=0.5, floor=0.1)
+    state = units.init(1)
+    _, gain, state = units.measure(torch.tensor([8.0]), 1, state)
+    assert float(gain) == pytest.approx(1 / 8)
+    _, gain, state = units.measure(torch.tensor([2.0]), 1, state)
+    assert float(gain) == pytest.approx(1 / ((0.25 * 8 + 0.5 * 2) / 0.75))
+    for _ in range(20):
+        _, gain, state = units.measure(torch.tensor([1e-6]), 1, state)
+    assert float(gain) == pytest.approx(1 / 0.8, rel=1e-4)
+
+
+def test_gradients_of_zero_give_no_nan_and_the_first_real_one_counts_as_first():
+    units = RelativeUnits()
+    seen, gain, state = units.measure(torch.zeros(1), 3, units.init(1))
+    assert bool(seen.isfinite()) and bool(gain.isfinite())
+    units.measure(torch.ones(1), 3, state)
+    assert float(units.measure(torch.ones(1), 3, state)[2]["first_norm"]) == 1
+
+
+def test_an_optimizee_with_rescaled_parameters_is_trained_alike():
+    trained, scale = relative_rule(), 37.0
+    paths = []
+    for factor in (1.0, scale):
+        param = torch.nn.Parameter(torch.tensor([1.0, -2.0, 0.5]) / factor)
+        optimizer = LearnedOptimizer([param], trained)
+        for _ in range(10):
+            optimizer.zero_grad()
+            ((factor * param - torch.tensor([0.0, 1.0, 2.0])) ** 2).sum().backward()
+            optimizer.step()
+        paths.append(factor * param.detach())
+    torch.testing.assert_close(paths[1], paths[0], rtol=1e-4, atol=1e-5)
+    assert not torch.allclose(paths[0], torch.tensor([1.0, -2.0, 0.5]))
+
+
+@pytest.mark.parametrize("backend", ["reference", "auto"])
+def test_deployment_makes_the_steps_of_meta_training(tiny_task, backend):
+    trained = relative_rule()
+    copies = Copies(tiny_task, [3])
+    start = copies.layout.views(copies.theta[0].clone())
+    grads = []
+    stepper = RuleStepper(trained.rule, trained.weights, copies.theta, copies.layout)
+    roll(copies, stepper, 12, hook=lambda s: grads.append(s.grad_CP[0].clone()))
+    params = {key: torch.nn.Parameter(value.clone()) for key, value in start.items()}
+    keys = list(params)
+    groups = [{"params": [params[keys[0]]]}, {"params": [params[key] for key in keys[1:]]}]
+    optimizer = LearnedOptimizer(groups, trained, backend=backend)
+    for grad_P in grads:
+        for key, grad in copies.layout.views(grad_P).items():
+            params[key].grad = grad.clone()
+        optimizer.step()
+    after = copies.layout.flatten({key: value.detach() for key, value in params.items()})
+    torch.testing.assert_close(after, copies.theta[0], rtol=1e-4, atol=1e-5)
+
+
+def test_a_restarted_copy_measures_afresh():
+    trained = relative_rule()
+    copies = Copies(Quadratic(3), [1, 2])
+    stepper = RuleStepper(trained.rule, trained.weights, copies.theta, copies.layout)
+    roll(copies, stepper, 3)
+    kept = {key: value.clone() for key, value in stepper.measures.items()}
+    stepper.restart(0, copies.theta)
+    for key, value in stepper.measures.items():
+        assert float(value[0]) == 0 and torch.equal(value[1], kept[key][1])
+
+
+def test_a_resumed_optimizer_remembers_what_it_measured():
+    trained = relative_rule()
+
+    def made() -> tuple[list[torch.nn.Parameter], LearnedOptimizer]:
+        params = [torch.nn.Parameter(torch.ones(4)), torch.nn.Parameter(torch.ones(2, 3))]
+        return params, LearnedOptimizer(params, trained)
+
+    def feed(params, optimizer, seed):
+        generator = torch.Generator().manual_seed(seed)
+        for param in params:
+            param.grad = torch.randn(param.shape, generator=generator)
+        optimizer.step()
+
+    one, first = made()
+    two, second = made()
+    for seed in range(5):
+        feed(one, first, seed)
+    second.load_state_dict(first.state_dict())
+    for a, b in zip(one, two, strict=True):
+        b.data.copy_(a.data)
+    for seed in range(5, 8):
+        feed(one, first, seed)
+        feed(two, second, seed)
+    for a, b in zip(one, two, strict=True):
+        assert torch.equal(a, b)
+    assert float(second.state[two[1]]["measured"]) == 8
+
+
+def test_a_parameter_that_joins_late_shares_the_optimizees_measure():
+    trained = relative_rule()
+    early, late = (torch.nn.Parameter(torch.ones(3)) for _ in range(2))
+    optimizer = LearnedOptimizer([early], trained)
+    early.grad = torch.ones(3)
+    optimizer.step()
+    optimizer.add_param_group({"params": [late]})
+    late.grad = torch.ones(3)
+    optimizer.step()
+    for key in ("first_norm", "running_norm", "measured"):
+        assert float(optimizer.state[late][key]) == float(optimizer.state[early][key])
+    assert float(optimizer.state[late]["measured"]) == 2
