@@ -60,7 +60,7 @@ def test_an_update_is_the_mean_over_the_accumulated_windows():
     tasks = [Quadratic(2), Scaled(3, 5.0)]
     run, twin = (make_run(tasks, accumulate=2, balance="none", clip=1e9) for _ in range(2))
     run.window()
-    parts = [own.window(twin.weights, twin.sampler)[0].gradients for own in twin.episodes]
+    parts = [own.turn(twin.weights, twin.sampler).window.gradients for own in twin.episodes]
     for key, weight in run.weights.items():
         torch.testing.assert_close(weight.grad, (parts[0][key] + parts[1][key]) / 2)
     assert run.progress.updates == 1

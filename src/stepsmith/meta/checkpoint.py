@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from stepsmith.meta.trainer import Run
 
 _MAY_DIFFER = ("seconds", "steps", "checkpoint_seconds", "validations", "patience")
-_COUNTERS = ("ages", "lives", "windows", "log_norm", "norms")
+_COUNTERS = ("ages", "lives", "windows", "levels")
 
 
 def _groups(run: Run) -> dict[str, Mapping[str, Tensor]]:

@@ -6,13 +6,14 @@ import math
 from dataclasses import dataclass
 
 from stepsmith.meta.adjoint import LossTimes
+from stepsmith.meta.imitation import TEACHERS
 from stepsmith.meta.losses import META_LOSSES
 from stepsmith.rules.base import require_choice, require_positive
 
 BALANCES = ("gradient", "loss", "none")
-"""`gradient`: each task's meta-gradients are divided by the running geometric mean of their norms,
-so that all tasks pull alike. `loss`: its meta-loss is divided by its loss before the first step
-(unneeded for the log loss). `none`: as they are."""
+"""`gradient`: each task's meta-gradients (its own and its imitated ones apart) are divided by the
+running geometric mean of their norms, so that all pull alike. `loss`: its meta-loss is divided by
+its loss before the first step (unneeded for the log loss). `none`: as they are."""
 
 
 @dataclass(frozen=True)
@@ -33,8 +34,13 @@ class MetaTrainConfig:
         discount: of the adjoint recursion; 1 is none.
         proportions: shares of the windows, one a task, where there are several; None is equal.
         accumulate: windows averaged for one meta-update; with several tasks, of one task each.
-        balance: what keeps a task's meta-gradients from drowning those of others, one of
-            `BALANCES`; a task that is alone is left as it is.
+        balance: what keeps a task's meta-gradients from drowning those of others, or imitated ones
+            from drowning a task's own, one of `BALANCES`; a task alone, without imitation, is left
+            as it is.
+        imitation: chance that a window is a whole episode on the teacher's trajectory instead, the
+            rule learning the teacher's steps (`stepsmith.meta.imitation`); 0 is never.
+        teacher: an elementwise optimizer of `torch.optim`, its name in small letters.
+        teacher_lr: its rate.
         lr: meta-Adam's peak rate.
         final_lr: share of `lr` that a cosine decays to.
         warmup: share of the budget over which the rate rises from zero.
@@ -65,6 +71,9 @@ class MetaTrainConfig:
     proportions: tuple[float, ...] | None = None
     accumulate: int = 1
     balance: str = "gradient"
+    imitation: float = 0.0
+    teacher: str = "adam"
+    teacher_lr: float = 0.01
     lr: float = 1e-2
     final_lr: float = 0.03
     warmup: float = 0.03
@@ -84,6 +93,7 @@ class MetaTrainConfig:
         require_positive(
             owner, seconds=self.seconds or 1, steps=self.steps or 1 if self.steps != 0 else 0,
             lr=self.lr, clip=self.clip, checkpoint_seconds=self.checkpoint_seconds,
+            teacher_lr=self.teacher_lr,
         )  # fmt: skip
         whole = ("horizon", "copies", "accumulate", "validations", "validation_copies")
         for name in (*whole, "samples", "validation_horizon", "patience"):
@@ -103,11 +113,12 @@ class MetaTrainConfig:
         for name in ("fraction", "discount"):
             if not 0 < getattr(self, name) <= 1:
                 raise ValueError(f"{owner}: {name} must lie in (0, 1], got {getattr(self, name)}")
-        for name in ("final_lr", "warmup", "weight_decay"):
+        for name in ("final_lr", "warmup", "weight_decay", "imitation"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{owner}: {name} must lie in [0, 1], got {getattr(self, name)}")
         require_choice(owner, "loss", self.loss, META_LOSSES)
         require_choice(owner, "losses", self.losses, ("after", "before"))
+        require_choice(owner, "teacher", self.teacher, tuple(TEACHERS))
         require_choice(owner, "balance", self.balance, BALANCES)
         if self.proportions is not None:
             require_positive(
@@ -119,11 +130,11 @@ class MetaTrainConfig:
         """Steps of a window."""
         return self.window or self.horizon
 
-    def share(self, parameters: int) -> float:
-        """Share of an optimizee's coordinates replayed."""
+    def share(self, parameters: int, steps: int | None = None) -> float:
+        """Share of an optimizee's coordinates replayed over a window, or over as many steps."""
         if self.samples is None:
             return self.fraction
-        return min(1.0, self.samples / (self.unroll * parameters))
+        return min(1.0, self.samples / ((steps or self.unroll) * parameters))
 
     def rate(self, progress: float) -> float:
         """Meta-Adam's rate when `progress` (0 to 1) of the budget is spent."""

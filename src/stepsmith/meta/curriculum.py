@@ -3,9 +3,8 @@
 Long episodes from the start cost many inner steps for each update, and a fresh rule wanders or
 diverges in them; a rule that can do 100 steps learns to do 200 quickly.
 
-Source: Chen et al. 2020, "Training Stronger Baselines for Learning to Optimize", arXiv:2010.09089,
-section 3.1: there too a stage is validated on the horizon of the next one, and ends when that stops
-improving.
+Source: Chen et al. 2020, "Training Stronger Baselines for Learning to Optimize", arXiv:2010.09089:
+there too a stage is validated on the horizon of the next one, and ends when that stops improving.
 """
 
 from __future__ import annotations
@@ -173,7 +172,11 @@ def _told(trained: TrainedRule, before: dict[str, Any], patience: int | None) ->
         or manifest["horizon"],
         "inner_steps": manifest["inner_steps"] - before.get("inner_steps", 0),
         "updates": manifest["updates"] - before.get("updates", 0),
-        "seconds": round(manifest["seconds"] - before.get("seconds", 0.0), 1),
+        **{
+            key: round(manifest[key] - before.get(key, 0.0), 1)
+            for key in ("seconds", "core_seconds")
+            if key in manifest
+        },
         "ended": "no better" if has_stalled(manifest["validations"], patience) else "budget",
         "scores": [point["score"] for point in manifest["validations"]],
         "fingerprint": trained.fingerprint,

@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from stepsmith.meta.adjoint import Window, adjoint_window
 from stepsmith.meta.config import MetaTrainConfig
+from stepsmith.meta.imitation import imitation_window, make_teacher
 from stepsmith.meta.losses import meta_loss
 from stepsmith.rules import Rule
 from stepsmith.rules.base import Weights
@@ -24,6 +26,23 @@ VALIDATION_SEED = 1_000_000
 
 MEMORY = 0.9
 """Of the running mean of a task's log meta-gradient norms: some ten windows."""
+
+
+@dataclass(frozen=True)
+class Turn:
+    """What a task's turn gave.
+
+    Attributes:
+        window: its meta-gradient.
+        steps: inner steps, all copies counted.
+        diverged: copies that were not finite under the rule.
+        imitated: whether the teacher made the steps.
+    """
+
+    window: Window
+    steps: int
+    diverged: int = 0
+    imitated: bool = False
 
 
 class Episodes:
@@ -40,9 +59,8 @@ class Episodes:
         ages: steps each copy has made in its episode.
         lives: steps after which each copy's episode ends.
         windows: windows so far.
-        log_norm: running mean of the log norms of this task's meta-gradients, still biased
-            towards its start at zero.
-        norms: how many are in it.
+        levels: for own windows and for imitated ones the running mean of the log norms of their
+            meta-gradients, still biased towards its start at zero, and how many are in it.
 
     Raises:
         ValueError: a rule whose network couples coordinates, to be replayed on a sample.
@@ -62,7 +80,8 @@ class Episodes:
             config.horizon - copy * windows // config.copies * config.unroll
             for copy in range(config.copies)
         ]
-        self.windows, self.log_norm, self.norms = 0, 0.0, 0
+        self.windows = 0
+        self.levels = {"own": (0.0, 0), "imitated": (0.0, 0)}
         self._initial: float | None = None
         if rule.coupling == "network" and config.share(self.parameters) < 1:
             raise ValueError(
@@ -80,9 +99,34 @@ class Episodes:
             self.rule, weights, copies.theta, copies.layout, weight_decay=self.config.weight_decay
         )
 
-    def window(self, weights: Weights, generator: torch.Generator) -> tuple[Window, int]:
-        """One window by these weights, its sample drawn from `generator`; copies whose episode has
-        ended, or that diverged, start afresh. Returns the number of those that diverged too."""
+    def turn(self, weights: Weights, generator: torch.Generator) -> Turn:
+        """A window by these weights or, by chance, an imitated episode.
+
+        Args:
+            weights: phi.
+            generator: of the choice and of the sample.
+        """
+        self.windows += 1
+        chance = self.config.imitation
+        if chance and float(torch.rand((), generator=generator)) < chance:
+            return self._imitate(weights, generator)
+        return self._window(weights, generator)
+
+    def _imitate(self, weights: Weights, generator: torch.Generator) -> Turn:
+        """A whole episode of fresh optimizees of its own on the teacher's trajectory: the replay
+        needs no more memory for it, and the teacher's state need not outlive it."""
+        config = self.config
+        first = 2**42 + int(torch.randint(2**40, (), generator=generator))
+        copies = Copies(self.task, [first + copy for copy in range(config.copies)])
+        window = imitation_window(
+            copies, self._stepper(weights, copies), weights,
+            make_teacher(config.teacher, config.teacher_lr, copies), config.horizon,
+            fraction=config.share(self.parameters, config.horizon), generator=generator,
+        )  # fmt: skip
+        return Turn(window, config.horizon * config.copies, imitated=True)
+
+    def _window(self, weights: Weights, generator: torch.Generator) -> Turn:
+        """One window; copies whose episode has ended, or that diverged, start afresh."""
         config = self.config
         self.stepper.load(weights, self.copies.theta)
         window = adjoint_window(
@@ -90,7 +134,6 @@ class Episodes:
             kind=config.loss, losses=config.losses, fraction=config.share(self.parameters),
             discount=config.discount, ages=self.ages, horizon=config.horizon, generator=generator,
         )  # fmt: skip
-        self.windows += 1
         dead = [not finite for finite in window.finite_C.tolist()]
         for copy in range(config.copies):
             self.ages[copy] += config.unroll
@@ -98,17 +141,20 @@ class Episodes:
                 self.copies.restart(copy)
                 self.stepper.restart(copy, self.copies.theta)
                 self.ages[copy], self.lives[copy] = 0, config.horizon
-        return window, sum(dead)
+        return Turn(window, config.unroll * config.copies, diverged=sum(dead))
 
-    def weight(self, norm: float) -> float:
+    def weight(self, norm: float, imitated: bool = False) -> float:
         """The factor on a meta-gradient of this norm that keeps it in balance with other tasks'."""
-        if self.config.balance == "loss" and self.config.loss != "log":
+        balance = self.config.balance
+        if balance == "loss" and self.config.loss != "log" and not imitated:
             return 1 / self.initial_loss()
-        if self.config.balance == "gradient" and norm > 0:
+        if balance == "gradient" and norm > 0:
             # Logs: single norms a hundred times the usual come up, and must not silence the task.
-            self.log_norm = MEMORY * self.log_norm + (1 - MEMORY) * math.log(norm)
-            self.norms += 1
-            return math.exp(-self.log_norm / (1 - MEMORY**self.norms))
+            key = "imitated" if imitated else "own"
+            mean, count = self.levels[key]
+            mean = MEMORY * mean + (1 - MEMORY) * math.log(norm)
+            self.levels[key] = (mean, count + 1)
+            return math.exp(-mean / (1 - MEMORY ** (count + 1)))
         return 1.0
 
     def initial_loss(self) -> float:

@@ -110,22 +110,25 @@ class Run:
 
     def _one_window(self) -> tuple[Window, list[Tensor] | None]:
         """A window of the task whose turn it is, and its share in the update, if any."""
-        config, progress = self.config, self.progress
-        proportions = config.proportions or [1.0] * len(self.episodes)
+        progress = self.progress
+        proportions = self.config.proportions or [1.0] * len(self.episodes)
         # Whoever is furthest behind its share; equal shares go round in order.
         episodes, place, _ = min(
             zip(self.episodes, range(len(self.episodes)), proportions, strict=True),
-            key=lambda turn: ((turn[0].windows + 1) / turn[2], turn[1]),
+            key=lambda one: ((one[0].windows + 1) / one[2], one[1]),
         )
-        window, diverged = episodes.window(self.weights, self.sampler)
+        turn = episodes.turn(self.weights, self.sampler)
+        window = turn.window
         gradients = list(window.gradients.values())
         norm = float(_norm(gradients))
         row = {"inner_steps": progress.inner_steps, "value": window.value, "norm": norm}
         if len(self.episodes) > 1:
             row["task"] = place
+        if turn.imitated:
+            row["imitated"] = 1
         progress.history.append(row)
-        progress.inner_steps += config.unroll * config.copies
-        progress.diverged += diverged
+        progress.inner_steps += turn.steps
+        progress.diverged += turn.diverged
         if not math.isfinite(norm) or not window.finite_C.any():
             progress.skipped += 1
             if progress.skipped == 1:
@@ -134,8 +137,8 @@ class Run:
                     "is skipped (later ones are counted, not announced)"
                 )
             return window, None
-        if len(self.episodes) > 1:
-            weight = episodes.weight(norm)
+        if len(self.episodes) > 1 or self.config.imitation:
+            weight = episodes.weight(norm, turn.imitated)
             gradients = [gradient * weight for gradient in gradients]
         return window, gradients
 
