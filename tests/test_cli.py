@@ -128,6 +128,13 @@ def test_a_curriculum_and_its_resumption(tmp_path, capsys, monkeypatch):
     assert "curriculum" in run(capsys, "info", str(folder / "rule.safetensors"))[1]
 
 
+def test_only_a_training_run_is_continued(tmp_path, capsys):
+    (tmp_path / "config.json").write_text('{"task": "quadratic", "rules": []}')
+    code, _, err = run(capsys, "train", "--resume", str(tmp_path))
+    assert code == 2
+    assert "not of a run of `stepsmith train`" in err
+
+
 def test_lists(capsys):
     listed = run(capsys, "tasks")[1]
     for name in ("convnet-sigmoid", "vit-small", "mlpWxW-ACTIVATION[-bn|-ln]", "fashion_mnist"):

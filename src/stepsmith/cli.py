@@ -389,11 +389,14 @@ def _horizons(horizon: int | None, curriculum: str | None) -> dict[str, Any]:
 def _read_config(folder: Path) -> dict[str, Any]:
     path = folder / "config.json"
     try:
-        return json.loads(path.read_text())
+        config = json.loads(path.read_text())
     except FileNotFoundError:
         raise ValueError(f"{path}: no such file; --resume takes the folder of a run") from None
     except (OSError, json.JSONDecodeError) as error:
         raise ValueError(f"{path}: not a readable configuration ({error})") from None
+    if not isinstance(config, dict) or not {"tasks", "meta_training"} <= config.keys():
+        raise ValueError(f"{path}: not of a run of `stepsmith train` as this version writes it")
+    return config
 
 
 def _slug(name: str) -> str:
