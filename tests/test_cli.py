@@ -102,8 +102,44 @@ def test_runs_never_overwrite_older_ones(tmp_path, capsys, monkeypatch):
     ]  # fmt: skip
 
 
+def test_training_on_several_tasks(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "smalltask.py").write_text(
+        "from stepsmith.tasks import Quadratic\ndef small():\n    return Quadratic(2)\n"
+    )
+    assert run(capsys, "train", *SMALL, "--task", "smalltask:small")[0] == 0
+    folder = tmp_path / "runs" / "train-quadratic-quadratic"
+    trained = load(folder / "rule.safetensors")
+    assert trained.manifest["tasks"] == ["quadratic", "quadratic"]
+    assert trained.manifest["parameters"] == [10, 2]
+    assert run(capsys, "train", "--resume", str(folder))[0] == 0
+
+
+def test_a_curriculum_and_its_resumption(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    arguments = ["--task", "quadratic", "--steps", "200", "--curriculum", "5,10"]
+    assert run(capsys, "train", *arguments)[0] == 0
+    folder = tmp_path / "runs" / "train-quadratic"
+    assert (folder / "stage-2-10" / "rule.safetensors").exists()
+    trained = load(folder / "rule.safetensors")
+    assert trained.horizon == 10
+    assert run(capsys, "train", "--resume", str(folder))[0] == 0
+    assert load(folder / "rule.safetensors").fingerprint == trained.fingerprint
+    assert "curriculum" in run(capsys, "info", str(folder / "rule.safetensors"))[1]
+
+
+def test_only_a_training_run_is_continued(tmp_path, capsys):
+    (tmp_path / "config.json").write_text('{"task": "quadratic", "rules": []}')
+    code, _, err = run(capsys, "train", "--resume", str(tmp_path))
+    assert code == 2
+    assert "not of a run of `stepsmith train`" in err
+
+
 def test_lists(capsys):
-    assert "convnet-sigmoid-mnist" in run(capsys, "tasks")[1]
+    listed = run(capsys, "tasks")[1]
+    for name in ("convnet-sigmoid", "vit-small", "mlpWxW-ACTIVATION[-bn|-ln]", "fashion_mnist"):
+        assert name in listed.replace("\n", "")
+    assert len(listed.splitlines()) < 15
     out = run(capsys, "rules")[1]
     assert "joined" in out
     assert "rmsprop" in out
@@ -133,6 +169,9 @@ def test_a_users_own_task(tmp_path, capsys, monkeypatch):
         (["train", "--task", "quadratic", "--seconds", "3", "--steps", "3"], "not both"),
         (["train", "--task", "quadratic", "--steps", "9", "--lr", "-1"], "lr must be"),
         (["train", "--task", "quadratic", "--steps", "9", "--window", "7"], "multiple"),
+        (["train", "--steps", "9", "--horizon", "5", "--curriculum", "5,10"], "not both"),
+        (["train", "--steps", "9", "--curriculum", "5;10"], "with commas between"),
+        (["train", "--task", "quadratic", "--steps", "9", "--curriculum", "9,5"], "must grow"),
         (["train", "--resume", "nowhere"], "no such file; --resume takes the folder"),
         (["evaluate", "--task", "quadratic", "--seeds", "0", "-b", "adam"], "seeds must be"),
         (["bench", "--task", "quadratic", "--rounds", "0"], "rounds must be at least 1"),

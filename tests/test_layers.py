@@ -23,7 +23,7 @@ LAYERS = [
     {"unroll", "testing"},
     {"meta", "evaluate"},
     {"report"},
-    {"demo", "tables"},
+    {"demo", "recipes", "tables"},
     {"cli"},
     {"__main__"},
 ]

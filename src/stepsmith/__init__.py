@@ -12,7 +12,8 @@ from stepsmith.version import __version__
 
 if TYPE_CHECKING:
     from stepsmith.hub import BUNDLED, TrainedRule, load, save
-    from stepsmith.meta.trainer import MetaTrainConfig, meta_train
+    from stepsmith.meta.config import MetaTrainConfig
+    from stepsmith.meta.trainer import meta_train
     from stepsmith.optim.learned import LearnedOptimizer
     from stepsmith.rules import Rule, make_rule, register
     from stepsmith.store import CheckpointError
@@ -21,7 +22,8 @@ if TYPE_CHECKING:
 # Loaded on first use: deploying a rule must not wait for plotting and data libraries.
 _HOMES = {
     "hub": ("BUNDLED", "TrainedRule", "load", "save"),
-    "meta.trainer": ("MetaTrainConfig", "meta_train"),
+    "meta.config": ("MetaTrainConfig",),
+    "meta.trainer": ("meta_train",),
     "optim.learned": ("LearnedOptimizer",),
     "rules": ("Rule", "make_rule", "register"),
     "store": ("CheckpointError",),

@@ -26,13 +26,24 @@ from stepsmith.evaluate.cost import MakeOptimizer, seconds_per_step
 from stepsmith.evaluate.run import Settings, add_meta_training, learned_key
 from stepsmith.hub import BUNDLED, TrainedRule, load
 from stepsmith.kernels import BACKENDS, resolve
+from stepsmith.meta.curriculum import train_curriculum
+from stepsmith.meta.episodes import joint_name
 from stepsmith.meta.trainer import meta_train
 from stepsmith.optim import LearnedOptimizer
 from stepsmith.recipes import command as recipe_commands
 from stepsmith.report import new_run_folder, rerender, write_results
 from stepsmith.report.verdict import verdicts
 from stepsmith.rules import CLASSIC, LEARNED, make_rule
-from stepsmith.tasks import VARIANTS, make_task, task_names
+from stepsmith.tasks import (
+    DATA_SETS,
+    FORMS,
+    KNOWN_TEXTS,
+    LANGUAGE_NETWORKS,
+    NETWORKS,
+    VARIANTS,
+    make_task,
+)
+from stepsmith.tasks.networks.mlp import ACTIVATIONS
 
 app = typer.Typer(
     help="Learned optimizers: meta-train an update rule, use it, measure it.",
@@ -91,13 +102,19 @@ def demo(
 @app.command()
 @guarded
 def train(
-    task: TaskOption = "mlp-mnist",
+    task: Annotated[
+        list[str] | None,
+        typer.Option("--task", "-t", help="As elsewhere; repeatable, to train on several at once."),
+    ] = None,
     rule: Annotated[
         str, typer.Option("--rule", "-r", help="joined, l2o_dm or rnnprop.")
     ] = "joined",
     seconds: Annotated[float | None, typer.Option(help="Budget in seconds [default: 120].")] = None,
     steps: Annotated[int | None, typer.Option(help="Budget in inner steps; repeatable.")] = None,
-    horizon: Annotated[int, typer.Option(help="Steps of an episode.")] = 100,
+    horizon: Annotated[int | None, typer.Option(help="Steps of an episode [default: 100].")] = None,
+    curriculum: Annotated[
+        str | None, typer.Option(help="Stages of growing horizon, such as 100,200,500,1000.")
+    ] = None,
     window: Annotated[int | None, typer.Option(help="Steps of a window; the horizon.")] = None,
     copies: Annotated[int, typer.Option(help="Optimizees at once.")] = 2,
     samples: Annotated[int, typer.Option(help="Coordinate-steps replayed a window.")] = 40_000,
@@ -117,7 +134,7 @@ def train(
     ] = None,
     tensorboard: Annotated[bool, typer.Option(help="Write TensorBoard events too.")] = False,
 ) -> None:
-    """Meta-train an update rule on a task."""
+    """Meta-train an update rule on a task, or on several."""
     if resume is not None:
         folder, config = resume, _read_config(resume)
     else:
@@ -128,30 +145,35 @@ def train(
         if seconds is not None:
             budget = {"seconds": seconds}
         config: dict[str, Any] = {
-            "task": task, "source": source, "data_dir": str(data_dir) if data_dir else None,
+            "tasks": task or ["mlp-mnist"], "source": source,
+            "data_dir": str(data_dir) if data_dir else None,
             "rule": rule, "rule_arguments": {k: v for k, v in given.items() if v is not None},
             "meta_training": {
-                **budget, "horizon": horizon, "window": window, "copies": copies,
+                **budget, **_horizons(horizon, curriculum), "window": window, "copies": copies,
                 "samples": samples, "loss": loss, "lr": lr, "seed": seed,
             },
             "name": name, "command": _command(),
         }  # fmt: skip
         folder = None
-    made = make_task(config["task"], **_data_options(config))
+    made = [make_task(name, **_data_options({**config, "task": name})) for name in config["tasks"]]
+    title = joint_name(made)
     made_rule = make_rule(config["rule"], **config["rule_arguments"])
     if folder is None:
-        folder = new_run_folder(out, f"train-{_slug(task)}")
+        label = title if len(made) > 1 else config["tasks"][0]
+        folder = new_run_folder(out, f"train-{_slug(label)}")
         store.write_bytes(folder / "config.json", json.dumps(config, indent=2).encode())
-    console.print(f"Meta-training [bold]{config['rule']}[/] on [bold]{made.name}[/] in {folder}")
+    console.print(f"Meta-training [bold]{config['rule']}[/] on [bold]{title}[/] in {folder}")
     console.print("Ctrl-C finishes the window and saves; --resume continues.", style="dim")
-    trained = meta_train(
+    learn = train_curriculum if "horizons" in config["meta_training"] else meta_train
+    trained = learn(
         made, made_rule, out=folder, resume=resume is not None, progress=True,
         tensorboard=tensorboard, name=config["name"], **config["meta_training"],
     )  # fmt: skip
     records = Records()
     key = Key(
-        recipe="train", scale="full", task=made.name, network=made.network_name,
-        data=made.data_name, horizon=config["meta_training"]["horizon"],
+        recipe="train", scale="full", task=title,
+        network=", ".join(dict.fromkeys(one.network_name for one in made)),
+        data=trained.manifest["data"], horizon=trained.manifest["horizon"],
     )  # fmt: skip
     add_meta_training(records, learned_key(key, f"learned ({trained.name})", trained), trained)
     write_results(
@@ -329,13 +351,19 @@ def info(checkpoint: Annotated[str, typer.Argument(help="Bundled name or file.")
 
 @app.command()
 def tasks() -> None:
-    """List the tasks."""
-    for name in task_names():
-        console.print(name)
+    """List the tasks: networks, data sets, and how their names make a task's."""
+    for label, names in (
+        ("networks", [*NETWORKS, *FORMS, *LANGUAGE_NETWORKS]),
+        ("activations", list(ACTIVATIONS)),
+        ("data sets", [*DATA_SETS, *KNOWN_TEXTS]),
+        ("tasks", ["quadratic", "NETWORK-DATA", "module:function"]),
+    ):
+        console.print(f"{label}: {', '.join(names)}", markup=False)
     console.print(
-        "Also NETWORK-DATA with any other set by name, hub id or folder, variants of image sets "
-        f"such as mlp-mnist@1000@shift ({', '.join(VARIANTS)}, or a number of training images), "
-        "and module:function.",
+        "Such as mlp-mnist, mlp32x32-tanh-fashion_mnist, cnn8x16-bn-mnist or bert-e2e; DATA may be "
+        "any image set (for a BERT, any text set) by name, hub id or folder too, and variants of "
+        f"image sets, such as mnist@1000@shift ({', '.join(VARIANTS)}, or a number of training "
+        "images).",
         style="dim",
     )
 
@@ -355,14 +383,31 @@ def _data_options(config: dict[str, Any]) -> dict[str, Any]:
     return {"source": config["source"], "data_dir": config["data_dir"]}
 
 
+def _horizons(horizon: int | None, curriculum: str | None) -> dict[str, Any]:
+    if curriculum is None:
+        return {"horizon": 100 if horizon is None else horizon}
+    if horizon is not None:
+        raise ValueError("train: give --horizon or --curriculum, not both")
+    try:
+        return {"horizons": [int(steps) for steps in curriculum.split(",")]}
+    except ValueError:
+        raise ValueError(
+            "train: --curriculum takes numbers of steps with commas between, such as 100,200,500; "
+            f"got {curriculum!r}"
+        ) from None
+
+
 def _read_config(folder: Path) -> dict[str, Any]:
     path = folder / "config.json"
     try:
-        return json.loads(path.read_text())
+        config = json.loads(path.read_text())
     except FileNotFoundError:
         raise ValueError(f"{path}: no such file; --resume takes the folder of a run") from None
     except (OSError, json.JSONDecodeError) as error:
         raise ValueError(f"{path}: not a readable configuration ({error})") from None
+    if not isinstance(config, dict) or not {"tasks", "meta_training"} <= config.keys():
+        raise ValueError(f"{path}: not of a run of `stepsmith train` as this version writes it")
+    return config
 
 
 def _slug(name: str) -> str:

@@ -57,6 +57,10 @@ def described(trained: TrainedRule) -> Table:
     manifest = trained.manifest
     weights = sum(value.numel() for value in trained.weights.values())
     cores = f"{manifest['core_seconds']} core-seconds, " if "core_seconds" in manifest else ""
+    stages = [
+        f"{stage['horizon']} ({stage['inner_steps']} inner steps, ended: {stage['ended']})"
+        for stage in manifest.get("curriculum", [])
+    ]
     lines = [
         ("name", trained.name),
         ("rule", f"{type(trained.rule).__name__} {json.dumps(trained.rule.config())}"),
@@ -64,6 +68,7 @@ def described(trained: TrainedRule) -> Table:
         ("tasks", ", ".join(manifest.get("tasks", [])) or "unknown"),
         ("data", str(manifest.get("data", "unknown"))),
         ("horizon", str(trained.horizon)),
+        *([("curriculum", ", ".join(stages))] if stages else []),
         ("validation", json.dumps(manifest.get("validation"))),
         ("meta-training", json.dumps(manifest.get("meta_training"))),
         ("cost", f"{manifest.get('seconds')} s, {cores}{manifest.get('inner_steps')} inner steps"),

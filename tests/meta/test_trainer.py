@@ -88,22 +88,23 @@ def test_a_finished_run_can_be_given_more_budget(tmp_path):
 
 def test_short_windows_run_at_staggered_ages():
     config = MetaTrainConfig(steps=10, horizon=12, window=4, copies=3)
-    run = Run(Quadratic(3), make_rule("joined"), config)
+    run = Run([Quadratic(3)], make_rule("joined"), config)
     ages = []
     for _ in range(12):
         run.window()
-        ages.append(tuple(run.ages))
+        ages.append(tuple(run.episodes[0].ages))
     assert all(sorted(row) == [0, 4, 8] for row in ages[2:])
 
 
 def test_windows_of_the_whole_horizon_start_afresh():
-    run = Run(Quadratic(3), make_rule("joined"), MetaTrainConfig(steps=10, horizon=6, copies=2))
-    instance = run.copies.buffers["W"].clone()
+    run = Run([Quadratic(3)], make_rule("joined"), MetaTrainConfig(steps=10, horizon=6, copies=2))
+    (own,) = run.episodes
+    instance = own.copies.buffers["W"].clone()
     run.window()
-    assert run.ages == [0, 0]
-    assert not torch.equal(run.copies.buffers["W"], instance)
-    assert all(bool((carry == 0).all()) for carry in run.stepper.carry.values())
-    assert bool((run.stepper.state["step"] == 0).all())
+    assert own.ages == [0, 0]
+    assert not torch.equal(own.copies.buffers["W"], instance)
+    assert all(bool((carry == 0).all()) for carry in own.stepper.carry.values())
+    assert bool((own.stepper.state["step"] == 0).all())
 
 
 def test_nonfinite_windows_are_skipped_counted_and_said_once(caplog):
@@ -112,7 +113,7 @@ def test_nonfinite_windows_are_skipped_counted_and_said_once(caplog):
             loss, buffers, metrics = super().loss(params, buffers, batch, generator, train)
             return loss * float("nan"), buffers, metrics
 
-    run = Run(Broken(3), make_rule("joined"), MetaTrainConfig(steps=10, horizon=6, copies=2))
+    run = Run([Broken(3)], make_rule("joined"), MetaTrainConfig(steps=10, horizon=6, copies=2))
     before = {key: value.detach().clone() for key, value in run.weights.items()}
     for _ in range(3):
         run.window()

@@ -193,6 +193,8 @@ def test_tasks_by_name(tmp_path, monkeypatch):
     assert (task.network_name, task.name) == ("convnet-sigmoid", "convnet-sigmoid-mnist")
     with pytest.raises(ValueError, match="Did you mean 'quadratic'"):
         make_task("quadratik")
+    with pytest.raises(ValueError, match=r"DATA one of mnist.*Did you mean 'mlp-mnist'"):
+        make_task("mpl-mnist")
     with pytest.raises(ValueError, match="unknown network"):
         ImageTask("mpl", random_images())
     with pytest.raises(ValueError, match="sides"):

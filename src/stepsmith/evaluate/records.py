@@ -169,8 +169,8 @@ class Records:
             compression="zstd",
             compression_level=9,
             write_page_checksum=True,
-            use_dictionary=[name for name in SCHEMA.names if name != "value"],
-            use_byte_stream_split=["value"],
+            use_dictionary=[name for name in SCHEMA.names if name != "value"],  # pyright: ignore[reportArgumentType]
+            use_byte_stream_split=["value"],  # pyright: ignore[reportArgumentType]
         )
         write_bytes(Path(path), sink.getvalue())
 

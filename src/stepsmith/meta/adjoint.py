@@ -27,7 +27,7 @@ from torch import Tensor
 
 from stepsmith import kernels
 from stepsmith.meta.losses import meta_loss
-from stepsmith.rules.base import State, Weights
+from stepsmith.rules.base import Rule, State, Weights
 from stepsmith.unroll import Copies, Layout, RuleStepper, Start, roll
 from stepsmith.unroll.steppers import coupled_spans
 
@@ -123,20 +123,14 @@ def adjoint_window(
             coordinates (the estimate would be biased).
     """
     rule, layout = stepper.rule, stepper.layout
-    if not 0 < fraction <= 1:
-        raise ValueError(f"fraction must lie in (0, 1], got {fraction!r}")
-    if fraction < 1 and rule.coupling == "network":
-        raise ValueError(
-            f"{type(rule).__name__} couples coordinates in its network: a sampled replay would be "
-            "biased. Meta-train it with fraction=1."
-        )
+    require_fraction(rule, fraction)
     index_S, weight_S = sample_coordinates(
         layout, len(copies), fraction, generator or torch.Generator().manual_seed(0)
     )
     device, dtype = copies.theta.device, copies.theta.dtype
     index_S, weight_S = index_S.to(device), weight_S.to(device=device, dtype=dtype)
     carry = {key: value[:, index_S] for key, value in stepper.carry.items()}
-    record = _Record(stepper, copies, index_S, steps)
+    record = Record(stepper, copies, index_S, steps)
     losses_TC = roll(copies, record, steps, split=split, hook=record.keep)
     if losses == "after":
         # The window's last step is judged on a batch of its own; no step follows it.
@@ -157,18 +151,33 @@ def adjoint_window(
     else:
         torch.mul(w_TC[1:].index_select(1, owner_S), record.grads_TS[1:-1], out=lambda_TS[:-1])
     _sum_suffixes_(lambda_TS, discount * (1 - stepper.lr * stepper.weight_decay))
-    finite_C = finite_C & _finite_by_copy(lambda_TS, owner_S, len(copies))
+    finite_C = finite_C & finite_by_copy(lambda_TS, owner_S, len(copies))
     alive = max(1, int(finite_C.sum()))
     lambda_TS *= weight_S * (stepper.lr / alive)
     if record.gains_TC is not None:
         lambda_TS *= record.gains_TC.index_select(1, owner_S)
     lambda_TS.masked_fill_(~finite_C[owner_S], 0.0)
-    gradients = _replay(stepper, weights, record, carry, lambda_TS, finite_C[owner_S])
+    gradients = replay_sample(stepper, weights, record, carry, lambda_TS, finite_C[owner_S])
     value = float(value_C[finite_C].mean()) if finite_C.any() else float("nan")
     return Window(gradients, value, losses_TC, finite_C)
 
 
-class _Record:
+def require_fraction(rule: Rule, fraction: float) -> None:
+    """Check a share of coordinates to be replayed.
+
+    Raises:
+        ValueError: outside (0, 1], or below 1 for a rule whose network couples coordinates.
+    """
+    if not 0 < fraction <= 1:
+        raise ValueError(f"fraction must lie in (0, 1], got {fraction!r}")
+    if fraction < 1 and rule.coupling == "network":
+        raise ValueError(
+            f"{type(rule).__name__} couples coordinates in its network: a sampled replay would be "
+            "biased. Meta-train it with fraction=1."
+        )
+
+
+class Record:
     """A stepper that keeps what the replay needs, at the sampled coordinates.
 
     Of a rule that couples no coordinates, gradients and the state at the window's start are
@@ -221,6 +230,7 @@ class _Record:
             self._scale_TS[self._step] = scale_N.index_select(0, self._index)
 
     def __call__(self, theta_CP: Tensor, grad_CP: Tensor) -> None:
+        """Make one step."""
         if self._keeps_params:
             self._params_TS[self._step] = self._sampled(theta_CP)
         self._stepper(theta_CP, grad_CP, self._keep_features)
@@ -251,21 +261,35 @@ def _sum_suffixes_(ahead_TS: Tensor, decay: float) -> None:
         ahead_TS[s].add_(ahead_TS[s + 1], alpha=decay)
 
 
-def _finite_by_copy(lambda_TS: Tensor, owner_S: Tensor, copies: int) -> Tensor:
+def finite_by_copy(lambda_TS: Tensor, owner_S: Tensor, copies: int) -> Tensor:
+    """(C,) whether all numbers (T, S) of a copy's sampled coordinates are finite; `owner_S` says
+    whose they are."""
     bad_S = (~lambda_TS.isfinite()).any(0).to(torch.int64)
     zeros = torch.zeros(copies, dtype=torch.int64, device=bad_S.device)
     return zeros.index_add_(0, owner_S, bad_S) == 0
 
 
-def _replay(
+def replay_sample(
     stepper: RuleStepper,
     weights: Weights,
-    record: _Record,
+    record: Record,
     carry: dict[str, Tensor],
     lambda_TS: Tensor,
     alive_S: Tensor,
 ) -> dict[str, Tensor]:
-    """Back-propagate sum <lambda, u> through the network on the sampled coordinates."""
+    """Back-propagate sum <lambda, u> through the network on the sampled coordinates.
+
+    Args:
+        stepper: the rule's.
+        weights: phi.
+        record: of the roll.
+        carry: at the roll's start, (K, S) tensors.
+        lambda_TS: (T, S), every factor on the steps included.
+        alive_S: (S,) coordinates that count.
+
+    Returns:
+        gradients by weight name.
+    """
     rule, layout = stepper.rule, stepper.layout
     features_TFS, scale_TS = record.features()
     if not bool(alive_S.all()):

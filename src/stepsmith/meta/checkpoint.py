@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor
 
 from stepsmith import store
@@ -15,7 +17,8 @@ from stepsmith.store import CheckpointError
 if TYPE_CHECKING:
     from stepsmith.meta.trainer import Run
 
-_MAY_DIFFER = ("seconds", "steps", "checkpoint_seconds", "validations")
+_MAY_DIFFER = ("seconds", "steps", "checkpoint_seconds", "validations", "patience")
+_COUNTERS = ("ages", "lives", "windows", "levels")
 
 
 def _groups(run: Run) -> dict[str, Mapping[str, Tensor]]:
@@ -25,22 +28,37 @@ def _groups(run: Run) -> dict[str, Mapping[str, Tensor]]:
         for key, weight in run.weights.items()
         for name, value in run.adam.state.get(weight, {}).items()
     }
-    return {
-        "weights": run.weights, "best": run.best, "adam": moments,
-        "theta": {"theta": run.copies.theta}, "buffers": run.copies.buffers,
-        "state": run.stepper.state, "carry": run.stepper.carry, "measures": run.stepper.measures,
-    }  # fmt: skip
+    groups = {"weights": run.weights, "best": run.best, "adam": moments}
+    for place, episodes in enumerate(run.episodes):
+        copies, stepper = episodes.copies, episodes.stepper
+        groups |= {
+            f"theta.{place}": {"theta": copies.theta}, f"buffers.{place}": copies.buffers,
+            f"state.{place}": stepper.state, f"carry.{place}": stepper.carry,
+            f"measures.{place}": stepper.measures,
+        }  # fmt: skip
+    return groups
+
+
+def _generators(run: Run) -> dict[str, torch.Generator]:
+    return {"generator/sampler": run.sampler} | {
+        f"generator.{place}/{copy}": generator
+        for place, episodes in enumerate(run.episodes)
+        for copy, generator in enumerate(episodes.copies.generators)
+    }
 
 
 def _identity(run: Run) -> dict[str, Any]:
     config = asdict(run.config)
     for key in _MAY_DIFFER:
         config.pop(key)
-    return {
-        "task": run.task.name, "data": run.task.data_name, "config": config,
+    identity = {
+        "task": [task.name for task in run.tasks], "data": [task.data_name for task in run.tasks],
+        "config": config,
         "rule": {"class": type(run.rule).__name__, "config": run.rule.config()},
         "parent": run.parent.fingerprint if run.parent else None,
     }  # fmt: skip
+    # As it comes back from a file: tuples as lists.
+    return json.loads(json.dumps(identity))
 
 
 def save_run(run: Run, path: Path) -> None:
@@ -54,12 +72,11 @@ def save_run(run: Run, path: Path) -> None:
         for group, members in _groups(run).items()
         for key, value in members.items()
     }
-    for copy, generator in enumerate(run.copies.generators):
-        tensors[f"generator/{copy}"] = generator.get_state()
-    tensors["generator/sampler"] = run.sampler.get_state()
+    for key, generator in _generators(run).items():
+        tensors[key] = generator.get_state()
     manifest = {
         "kind": "run", "identity": _identity(run), "progress": asdict(run.progress),
-        "ages": run.ages, "lives": run.lives,
+        "episodes": [{key: getattr(own, key) for key in _COUNTERS} for own in run.episodes],
     }  # fmt: skip
     store.write(path, tensors, manifest)
 
@@ -91,13 +108,13 @@ def load_run(run: Run, path: Path) -> None:
     for group, members in _groups(run).items():
         for key, value in members.items():
             value.data.copy_(tensors[f"{group}/{key}"])
-    for copy, generator in enumerate(run.copies.generators):
-        generator.set_state(tensors[f"generator/{copy}"])
-    run.sampler.set_state(tensors["generator/sampler"])
-    run.stepper.load(run.weights, run.copies.theta)
+    for key, generator in _generators(run).items():
+        generator.set_state(tensors[key])
     for key, value in {"core_seconds": None, **manifest["progress"]}.items():
         setattr(run.progress, key, value)
-    run.ages, run.lives = manifest["ages"], manifest["lives"]
+    for episodes, counters in zip(run.episodes, manifest["episodes"], strict=True):
+        for key in _COUNTERS:
+            setattr(episodes, key, counters[key])
 
 
 def _difference(want: Any, have: Any) -> str:

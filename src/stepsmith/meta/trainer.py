@@ -8,131 +8,25 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from stepsmith.hub import TrainedRule
-from stepsmith.meta.adjoint import LossTimes, Window, adjoint_window
+from stepsmith.meta.adjoint import Window
 from stepsmith.meta.checkpoint import load_run, save_run
+from stepsmith.meta.config import MetaTrainConfig
+from stepsmith.meta.episodes import Episodes, joint_name, joint_score
 from stepsmith.meta.interrupt import Interrupt
-from stepsmith.meta.losses import META_LOSSES, meta_loss
 from stepsmith.meta.progress import Reporter
 from stepsmith.rules import Rule, make_rule
-from stepsmith.rules.base import require_choice, require_positive
 from stepsmith.tasks.base import Task
-from stepsmith.unroll import Copies, RuleStepper, roll
 
 _log = logging.getLogger("stepsmith")
-
-VALIDATION_SEED = 1_000_000
-"""Validation optimizees take seeds from here up, far from those of training and evaluation."""
-
-
-@dataclass(frozen=True)
-class MetaTrainConfig:
-    """Everything that decides a meta-training, so that the same values give the same numbers.
-
-    Args:
-        seconds: budget of time, validation included. The schedule follows the share spent, so two
-            runs of the same seconds differ; give `steps` where runs must repeat.
-        steps: budget of inner steps, all copies counted.
-        horizon: steps of an episode.
-        window: steps of a window; None is the whole horizon.
-        copies: optimizees at once; at staggered ages where the window is shorter than the horizon.
-        samples: coordinate-steps replayed a window and copy; None replays `fraction` instead.
-        fraction: share of coordinates replayed, where `samples` is None.
-        loss: meta-loss, `mean`, `final` or `log`.
-        losses: `after` or `before`, see `adjoint_window`.
-        discount: of the adjoint recursion; 1 is none.
-        lr: meta-Adam's peak rate.
-        final_lr: share of `lr` that a cosine decays to.
-        warmup: share of the budget over which the rate rises from zero.
-        clip: largest norm of the meta-gradient.
-        weight_decay: decoupled decay of the optimizee inside meta-training.
-        validations: validations over the whole budget; the best weights are kept.
-        validation_copies: optimizees of a validation.
-        seed: of everything.
-        checkpoint_seconds: seconds between checkpoints.
-
-    Raises:
-        ValueError: a value out of range, both budgets or none.
-    """
-
-    seconds: float | None = None
-    steps: int | None = None
-    horizon: int = 100
-    window: int | None = None
-    copies: int = 4
-    samples: int | None = 40_000
-    fraction: float = 1.0
-    loss: str = "mean"
-    losses: LossTimes = "after"
-    discount: float = 1.0
-    lr: float = 1e-2
-    final_lr: float = 0.03
-    warmup: float = 0.03
-    clip: float = 1.0
-    weight_decay: float = 0.0
-    validations: int = 12
-    validation_copies: int = 16
-    seed: int = 0
-    checkpoint_seconds: float = 120.0
-
-    def __post_init__(self):
-        owner = "meta_train"
-        if (self.seconds is None) == (self.steps is None):
-            raise ValueError(f"{owner}: give a budget, either seconds=... or steps=...")
-        require_positive(
-            owner, seconds=self.seconds or 1, steps=self.steps or 1 if self.steps != 0 else 0,
-            lr=self.lr, clip=self.clip, checkpoint_seconds=self.checkpoint_seconds,
-        )  # fmt: skip
-        whole = ("horizon", "copies", "validations", "validation_copies")
-        for name in whole:
-            if getattr(self, name) < 1:
-                raise ValueError(f"{owner}: {name} must be at least 1, got {getattr(self, name)}")
-        if self.window is not None and not 1 <= self.window <= self.horizon:
-            raise ValueError(
-                f"{owner}: window must lie between 1 and the horizon ({self.horizon}), "
-                f"got {self.window}"
-            )
-        if self.horizon % self.unroll:
-            raise ValueError(
-                f"{owner}: the horizon ({self.horizon}) must be a multiple of the window "
-                f"({self.unroll})"
-            )
-        if self.samples is not None and self.samples < 1:
-            raise ValueError(f"{owner}: samples must be at least 1, got {self.samples}")
-        for name in ("fraction", "discount"):
-            if not 0 < getattr(self, name) <= 1:
-                raise ValueError(f"{owner}: {name} must lie in (0, 1], got {getattr(self, name)}")
-        for name in ("final_lr", "warmup", "weight_decay"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{owner}: {name} must lie in [0, 1], got {getattr(self, name)}")
-        require_choice(owner, "loss", self.loss, META_LOSSES)
-        require_choice(owner, "losses", self.losses, ("after", "before"))
-
-    @property
-    def unroll(self) -> int:
-        """Steps of a window."""
-        return self.window or self.horizon
-
-    def share(self, parameters: int) -> float:
-        """Share of an optimizee's coordinates replayed."""
-        if self.samples is None:
-            return self.fraction
-        return min(1.0, self.samples / (self.unroll * parameters))
-
-    def rate(self, progress: float) -> float:
-        """Meta-Adam's rate when `progress` (0 to 1) of the budget is spent."""
-        if progress < self.warmup:
-            return self.lr * max(progress, 1e-3) / self.warmup
-        done = (progress - self.warmup) / max(1e-9, 1 - self.warmup)
-        cosine = 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
-        return self.lr * (self.final_lr + (1 - self.final_lr) * cosine)
 
 
 @dataclass
@@ -151,13 +45,18 @@ class Progress:
     diverged: int = 0
     best_score: float | None = None
     history: list[dict[str, float]] = field(default_factory=list)
-    validations: list[dict[str, float]] = field(default_factory=list)
+    validations: list[dict[str, Any]] = field(default_factory=list)
 
 
 class Run:
-    """The whole state of one meta-training; `meta_train` drives it."""
+    """The whole state of one meta-training; `meta_train` drives it.
 
-    def __init__(self, task: Task, rule: Rule | TrainedRule, config: MetaTrainConfig):
+    Raises:
+        ValueError: no task, tasks on several devices, proportions that are not one a task, or a
+            rule without weights.
+    """
+
+    def __init__(self, tasks: Sequence[Task], rule: Rule | TrainedRule, config: MetaTrainConfig):
         self.parent = rule if isinstance(rule, TrainedRule) else None
         if isinstance(rule, TrainedRule):
             rule = rule.rule
@@ -165,37 +64,29 @@ class Run:
             raise ValueError(
                 f"{type(rule).__name__} has no weights: there is nothing to meta-train"
             )
-        self.task, self.rule, self.config = task, rule, config
+        self.tasks, self.rule, self.config = tuple(tasks), rule, config
+        device = _one_device(self.tasks)
+        if config.proportions is not None and len(config.proportions) != len(self.tasks):
+            raise ValueError(
+                f"meta_train: proportions must be one a task ({len(self.tasks)}), got "
+                f"{len(config.proportions)}"
+            )
         seeds = torch.Generator().manual_seed(config.seed)
         self.sampler = torch.Generator().manual_seed(config.seed + 1)
-        first = int(torch.randint(2**40, (), generator=seeds))
+        # Seeds above all that validation and evaluation use.
+        first = 2**41 + int(torch.randint(2**40, (), generator=seeds))
         start = self.parent.weights if self.parent else rule.init(seeds)
         self.weights = {
-            key: value.detach().to(task.device, copy=True).requires_grad_()
+            key: value.detach().to(device, copy=True).requires_grad_()
             for key, value in start.items()
         }
         self.best = {key: value.detach().clone() for key, value in self.weights.items()}
-        # Seeds above all that validation and evaluation use.
-        self.copies = Copies(task, [2**41 + first + copy for copy in range(config.copies)])
-        self.stepper = RuleStepper(
-            rule, self.weights, self.copies.theta, self.copies.layout,
-            weight_decay=config.weight_decay,
-        )  # fmt: skip
         self.adam = torch.optim.Adam(self.weights.values(), lr=config.lr)
-        # Where the window is shorter than the horizon, first episodes end early, one a copy, so
-        # that ages are spread from then on.
-        windows = config.horizon // config.unroll
-        self.ages = [0] * config.copies
-        self.lives = [
-            config.horizon - copy * windows // config.copies * config.unroll
-            for copy in range(config.copies)
+        self.episodes = [
+            Episodes(task, rule, self.weights, config, first + place * config.copies)
+            for place, task in enumerate(self.tasks)
         ]
         self.progress = Progress()
-        if rule.coupling == "network" and config.share(self.copies.layout.total) < 1:
-            raise ValueError(
-                f"{type(rule).__name__} couples coordinates in its network: a sampled replay would "
-                "be biased. Set samples=None and fraction=1."
-            )
 
     @property
     def spent(self) -> float:
@@ -205,66 +96,81 @@ class Run:
         assert self.config.seconds is not None
         return self.progress.elapsed / self.config.seconds
 
-    def window(self) -> Window:
-        """One window, one meta-update."""
-        config, progress = self.config, self.progress
-        window = adjoint_window(
-            self.copies, self.stepper, self.weights, config.unroll,
-            kind=config.loss, losses=config.losses,
-            fraction=config.share(self.copies.layout.total), discount=config.discount,
-            ages=self.ages, horizon=config.horizon, generator=self.sampler,
-        )  # fmt: skip
-        self._update(window)
-        progress.inner_steps += config.unroll * config.copies
-        for copy in range(config.copies):
-            self.ages[copy] += config.unroll
-            dead = not bool(window.finite_C[copy])
-            progress.diverged += dead
-            if dead or self.ages[copy] >= self.lives[copy]:
-                self.copies.restart(copy)
-                self.stepper.restart(copy, self.copies.theta)
-                self.ages[copy], self.lives[copy] = 0, config.horizon
-        return window
+    @property
+    def stalled(self) -> bool:
+        """Whether the last `patience` validations brought nothing better."""
+        return has_stalled(self.progress.validations, self.config.patience)
 
-    def _update(self, window: Window) -> None:
+    def window(self) -> Window:
+        """One meta-update, from one window or as many as are accumulated; returns the last."""
+        share = self.spent
+        parts = [self._one_window() for _ in range(self.config.accumulate)]
+        self._update([gradients for _, gradients in parts if gradients is not None], share)
+        return parts[-1][0]
+
+    def _one_window(self) -> tuple[Window, list[Tensor] | None]:
+        """A window of the task whose turn it is, and its share in the update, if any."""
+        progress = self.progress
+        proportions = self.config.proportions or [1.0] * len(self.episodes)
+        # Whoever is furthest behind its share; equal shares go round in order.
+        episodes, place, _ = min(
+            zip(self.episodes, range(len(self.episodes)), proportions, strict=True),
+            key=lambda one: ((one[0].windows + 1) / one[2], one[1]),
+        )
+        turn = episodes.turn(self.weights, self.sampler)
+        window = turn.window
         gradients = list(window.gradients.values())
-        norm = torch.stack([g.norm() for g in gradients]).norm()
-        row = {
-            "inner_steps": self.progress.inner_steps, "value": window.value, "norm": float(norm),
-        }  # fmt: skip
-        self.progress.history.append(row)
-        if not bool(norm.isfinite()) or not window.finite_C.any():
-            self.progress.skipped += 1
-            if self.progress.skipped == 1:
+        norm = float(_norm(gradients))
+        row = {"inner_steps": progress.inner_steps, "value": window.value, "norm": norm}
+        if len(self.episodes) > 1:
+            row["task"] = place
+        if turn.imitated:
+            row["imitated"] = 1
+        progress.history.append(row)
+        progress.inner_steps += turn.steps
+        progress.diverged += turn.diverged
+        if not math.isfinite(norm) or not window.finite_C.any():
+            progress.skipped += 1
+            if progress.skipped == 1:
                 _log.warning(
                     "meta_train: a window's losses or meta-gradient were not finite; its update "
                     "is skipped (later ones are counted, not announced)"
                 )
+            return window, None
+        if len(self.episodes) > 1 or self.config.imitation:
+            weight = episodes.weight(norm, turn.imitated)
+            gradients = [gradient * weight for gradient in gradients]
+        return window, gradients
+
+    def _update(self, parts: list[list[Tensor]], share: float) -> None:
+        """Step meta-Adam by the mean of some meta-gradients, `share` of the budget spent."""
+        if not parts:
             return
-        scale = min(1.0, self.config.clip / (float(norm) + 1e-12))
-        for weight, gradient in zip(self.weights.values(), gradients, strict=True):
+        mean = [torch.stack(own).mean(0) for own in zip(*parts, strict=True)]
+        scale = min(1.0, self.config.clip / (float(_norm(mean)) + 1e-12))
+        for weight, gradient in zip(self.weights.values(), mean, strict=True):
             weight.grad = gradient * scale
-        self.adam.param_groups[0]["lr"] = self.config.rate(self.spent)
+        self.adam.param_groups[0]["lr"] = self.config.rate(share)
         self.adam.step()
         self.progress.updates += 1
-        self.stepper.load(self.weights, self.copies.theta)
 
     def validate(self) -> float:
-        """Score the weights on whole episodes of held-out examples; keep them where best."""
-        config = self.config
-        copies = Copies(
-            self.task, [VALIDATION_SEED + copy for copy in range(config.validation_copies)]
-        )
-        stepper = RuleStepper(
-            self.rule, self.weights, copies.theta, copies.layout, weight_decay=config.weight_decay
-        )
-        losses_TC = roll(copies, stepper, config.horizon, split="meta_valid")
-        places = torch.arange(1, config.horizon + 1, device=losses_TC.device)[:, None]
-        score = float(meta_loss(config.loss, losses_TC, places, config.horizon)[0].mean())
+        """Score the weights on whole episodes of held-out examples; keep them where best.
+
+        With one task the score is its meta-loss; with several, the geometric mean over tasks of the
+        ratio to their first finite meta-losses, which ranks weights alike whatever the scales.
+        """
+        scores = [episodes.validate(self.weights) for episodes in self.episodes]
         progress = self.progress
-        progress.validations.append(
-            {"inner_steps": progress.inner_steps, "seconds": progress.elapsed, "score": score}
-        )
+        row: dict[str, Any] = {"inner_steps": progress.inner_steps, "seconds": progress.elapsed}
+        if len(scores) == 1:
+            row["score"] = scores[0]
+        else:
+            row["scores"] = scores
+            rows = [*(point["scores"] for point in progress.validations), scores]
+            row["score"] = joint_score(self.config.loss, rows, [t.name for t in self.tasks])
+        progress.validations.append(row)
+        score = row["score"]
         better = progress.best_score is None or score < progress.best_score
         if math.isfinite(score) and better:
             progress.best_score = score
@@ -275,12 +181,13 @@ class Run:
         """The best weights so far, with how they came to be."""
         progress = self.progress
         before = self.parent.manifest if self.parent else {}
+        sizes = [episodes.parameters for episodes in self.episodes]
         manifest = {
-            "name": name or self.task.name,
-            "tasks": [self.task.name],
-            "data": self.task.data_name,
+            "name": name or joint_name(self.tasks),
+            "tasks": [task.name for task in self.tasks],
+            "data": ", ".join(dict.fromkeys(task.data_name for task in self.tasks)),
             "horizon": self.config.horizon,
-            "parameters": self.copies.layout.total,
+            "parameters": sizes[0] if len(sizes) == 1 else sizes,
             "meta_training": asdict(self.config),
             "validation": {"loss": self.config.loss, "score": progress.best_score},
             "seconds": round(progress.elapsed + before.get("seconds", 0.0), 1),
@@ -304,7 +211,7 @@ class Run:
 
 
 def meta_train(
-    task: Task,
+    task: Task | Sequence[Task],
     rule: Rule | TrainedRule | str = "joined",
     *,
     out: str | Path | None = None,
@@ -315,10 +222,11 @@ def meta_train(
     on_window: Callable[[Run, Window], None] | None = None,
     **config: Any,
 ) -> TrainedRule:
-    """Meta-train an update rule on a task.
+    """Meta-train an update rule on a task, or on several at once.
 
     Args:
-        task: what the rule will learn to train; `Task.from_module` makes one of any module.
+        task: what the rule will learn to train; `Task.from_module` makes one of any module. Of
+            several, each has its own optimizees, and windows go round.
         rule: a rule, or the name of one (`joined`, `l2o_dm`, `rnnprop`), to start from fresh
             weights; a `TrainedRule` (`load` gives one) to go on from its weights. The manifest then
             counts its seconds too, and tells its history under `parent`.
@@ -328,7 +236,7 @@ def meta_train(
             (bitwise on a CPU with a budget in steps).
         progress: show a bar with rates and the expected end.
         tensorboard: write TensorBoard events to `out/tensorboard` (needs the extra).
-        name: of the trained rule; by default the task's.
+        name: of the trained rule; by default the task's, or how many there are.
         on_window: called after each window with the run and the window.
         config: fields of `MetaTrainConfig`; a budget (`seconds` or `steps`) is needed.
 
@@ -346,7 +254,8 @@ def meta_train(
     20
     """
     settings = MetaTrainConfig(**config)
-    run = Run(task, make_rule(rule) if isinstance(rule, str) else rule, settings)
+    tasks = [task] if isinstance(task, Task) else list(task)
+    run = Run(tasks, make_rule(rule) if isinstance(rule, str) else rule, settings)
     folder = None if out is None else Path(out)
     if folder is None and (resume or tensorboard):
         raise ValueError("meta_train: resume and tensorboard need out=FOLDER")
@@ -370,7 +279,7 @@ def meta_train(
             tick()
             if checkpoint:  # so that a run killed early can be resumed too
                 save_run(run, checkpoint)
-        while run.spent < 1:
+        while run.spent < 1 and not run.stalled:
             window = run.window()
             tick()
             due = len(run.progress.validations) - 1 < int(run.spent * settings.validations)
@@ -389,7 +298,8 @@ def meta_train(
                 raise KeyboardInterrupt(f"meta-training was interrupted{kept}")
     if run.progress.best_score is None:
         raise RuntimeError(
-            "meta_train: no validation had a finite score; try a smaller step_scale or lr"
+            f"meta_train: no validation had a finite score{_never_finite(run)}; try a smaller "
+            "step_scale or lr"
         )
     scores = [point["score"] for point in run.progress.validations]
     if run.progress.best_score == scores[0] and len(scores) > 1:
@@ -402,3 +312,40 @@ def meta_train(
         save_run(run, checkpoint)
         trained.save(folder / "rule.safetensors")
     return trained
+
+
+def has_stalled(validations: Sequence[Mapping[str, Any]], patience: int | None) -> bool:
+    """Whether the last `patience` of these brought no better score than those before; never without
+    patience or before the first finite score."""
+    scores = [point["score"] for point in validations]
+    finite = [score for score in scores if math.isfinite(score)]
+    if patience is None or not finite:
+        return False
+    return len(scores) - 1 - scores.index(min(finite)) >= patience
+
+
+def _norm(gradients: list[Tensor]) -> Tensor:
+    return torch.stack([gradient.norm() for gradient in gradients]).norm()
+
+
+def _one_device(tasks: Sequence[Task]) -> torch.device:
+    if not tasks or not all(isinstance(task, Task) for task in tasks):
+        kinds = ", ".join(type(task).__name__ for task in tasks) or "none"
+        raise ValueError(f"meta_train: needs a task or a sequence of tasks, got {kinds}")
+    devices = {task.device for task in tasks}
+    if len(devices) > 1:
+        names = ", ".join(sorted(map(str, devices)))
+        raise ValueError(f"meta_train: all tasks must be on one device, got {names}")
+    return tasks[0].device
+
+
+def _never_finite(run: Run) -> str:
+    if len(run.tasks) == 1:
+        return ""
+    columns = zip(*(point["scores"] for point in run.progress.validations), strict=True)
+    bad = [
+        task.name
+        for task, scores in zip(run.tasks, columns, strict=True)
+        if not any(math.isfinite(score) for score in scores)
+    ]
+    return f" on all tasks at once (never on {', '.join(bad)})" if bad else " on all tasks at once"

@@ -135,7 +135,7 @@ class Study:
             return load(done)
         self.say(f"meta-training {name}")
         resume = (folder / "run.safetensors").exists()
-        return meta_train(tasks[0], start, out=folder, resume=resume, name=name, **config)
+        return meta_train(tasks, start, out=folder, resume=resume, name=name, **config)
 
     def compare(
         self,

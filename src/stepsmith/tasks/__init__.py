@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+import difflib
 import importlib
 import sys
 from pathlib import Path
 from typing import Any
 
-from stepsmith.names import unknown
 from stepsmith.tasks.augment import VARIANTS, load_variant
 from stepsmith.tasks.base import Task
 from stepsmith.tasks.data import ArrayData
 from stepsmith.tasks.datasets import ImageSet, load_images
-from stepsmith.tasks.images import NETWORKS, ImageTask
+from stepsmith.tasks.images import ImageTask
 from stepsmith.tasks.language import LANGUAGE_NETWORKS, MaskedLanguageTask
 from stepsmith.tasks.module import ModuleTask
+from stepsmith.tasks.networks import FORMS, NETWORKS, find_network
 from stepsmith.tasks.quadratic import Quadratic
 from stepsmith.tasks.text_data import KNOWN_TEXTS, TextSet, load_text
 
@@ -23,7 +24,9 @@ DATA_SETS = ("mnist", "fashion_mnist", "kmnist")
 
 
 def task_names() -> list[str]:
-    """The names `make_task` lists: `quadratic`, and `NETWORK-DATA` for every pair."""
+    """`quadratic`, and `NETWORK-DATA` for every pair of `NETWORKS` and `DATA_SETS`, and of
+    `LANGUAGE_NETWORKS` and `KNOWN_TEXTS`; networks named by a form (`FORMS`) and other data sets
+    join by name."""
     images = (f"{network}-{data}" for data in DATA_SETS for network in NETWORKS)
     texts = (f"{network}-{text}" for text in KNOWN_TEXTS for network in LANGUAGE_NETWORKS)
     return ["quadratic", *images, *texts]
@@ -33,9 +36,11 @@ def make_task(name: str, **options: Any) -> Task:
     """Make a task by name.
 
     Args:
-        name: `quadratic`; `NETWORK-DATA`, such as `mlp-mnist`, `convnet5x5-fashion_mnist` or
-            `bert-e2e`, where DATA is any image set (for a BERT, any text set) by name, hub id or
-            folder, image sets with variants such as `mlp-mnist@1000@shift`; or `module:function`, a
+        name: `quadratic`; `NETWORK-DATA`, such as `mlp-mnist`, `mlp32x32-tanh-fashion_mnist` or
+            `bert-e2e`, where NETWORK is a name `stepsmith.tasks.networks` knows or one of
+            `LANGUAGE_NETWORKS`, and DATA any image set (for a BERT, any text set) by name, hub id
+            or folder, image sets with variants such as `mlp-mnist@1000@shift`; or
+            `module:function`, a
             function of the user's own that returns a `Task`.
         options: the task's own (`source`, `data_dir`, `batch_size`, `device`, ...).
 
@@ -50,13 +55,38 @@ def make_task(name: str, **options: Any) -> Task:
                 k: v for k, v in options.items() if k not in ("source", "data_dir")
             }
             return Quadratic(**quadratic_options)
-        for network in sorted([*NETWORKS, *LANGUAGE_NETWORKS], key=len, reverse=True):
-            if name.startswith(f"{network}-"):
-                kind = ImageTask if network in NETWORKS else MaskedLanguageTask
-                return kind(network, name.removeprefix(f"{network}-"), **options)
+        network, data = split_name(name)
+        if network in LANGUAGE_NETWORKS:
+            return MaskedLanguageTask(network, data, **options)
+        if network:
+            return ImageTask(network, data, **options)
     except TypeError as error:
         raise ValueError(f"task {name!r}: {error}") from None
-    raise unknown("task", name, task_names())
+    raise _unknown_task(name)
+
+
+def split_name(name: str) -> tuple[str, str]:
+    """NETWORK and DATA of a `NETWORK-DATA` name: the longest network there is (a data set's name
+    may hold dashes too); two empty strings where there is none.
+
+    >>> split_name("cnn8x16-bn-fashion_mnist")
+    ('cnn8x16-bn', 'fashion_mnist')
+    """
+    dashes = [place for place, letter in enumerate(name) if letter == "-"]
+    for place in reversed(dashes):
+        if name[:place] in LANGUAGE_NETWORKS or find_network(name[:place]) is not None:
+            return name[:place], name[place + 1 :]
+    return "", ""
+
+
+def _unknown_task(name: str) -> ValueError:
+    nearest = difflib.get_close_matches(name, task_names(), n=1, cutoff=0.5)
+    hint = f" Did you mean {nearest[0]!r}?" if nearest else ""
+    return ValueError(
+        f"unknown task {name!r}; known: quadratic, NETWORK-DATA and module:function, NETWORK being "
+        f"one of {', '.join([*NETWORKS, *FORMS, *LANGUAGE_NETWORKS])}, DATA one of "
+        f"{', '.join([*DATA_SETS, *KNOWN_TEXTS])} or any set by name, hub id or folder.{hint}"
+    )
 
 
 def _imported_task(name: str, options: dict[str, Any]) -> Task:
@@ -77,7 +107,7 @@ def _imported_task(name: str, options: dict[str, Any]) -> Task:
 
 
 __all__ = [
-    "DATA_SETS", "KNOWN_TEXTS", "LANGUAGE_NETWORKS", "NETWORKS", "VARIANTS", "ArrayData",
+    "DATA_SETS", "FORMS", "KNOWN_TEXTS", "LANGUAGE_NETWORKS", "NETWORKS", "VARIANTS", "ArrayData",
     "ImageSet", "ImageTask", "MaskedLanguageTask", "ModuleTask", "Quadratic", "Task", "TextSet",
-    "load_images", "load_text", "load_variant", "make_task", "task_names",
+    "load_images", "load_text", "load_variant", "make_task", "split_name", "task_names",
 ]  # fmt: skip

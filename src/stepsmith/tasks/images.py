@@ -1,37 +1,25 @@
-"""Image classification: a network of the papers on a data set, by name."""
+"""Image classification: a network on a data set, both by name."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
 import torch.nn.functional as F
-from torch import nn
 
-from stepsmith.names import unknown
 from stepsmith.tasks.augment import load_variant
 from stepsmith.tasks.data import as_data
 from stepsmith.tasks.datasets import ImageSet
 from stepsmith.tasks.module import ModuleTask
-from stepsmith.tasks.networks.convnet import convnet, convnet5x5, convnet_sigmoid
-from stepsmith.tasks.networks.mlp import mlp
-
-NETWORKS: dict[str, Callable[[torch.Size, int], nn.Module]] = {
-    "mlp": mlp,
-    "convnet": convnet,
-    "convnet5x5": convnet5x5,
-    "convnet-sigmoid": convnet_sigmoid,
-}
+from stepsmith.tasks.networks import get_network
 
 
 class ImageTask(ModuleTask):
-    """A network of `NETWORKS` classifying images by cross-entropy.
+    """A network classifying images by cross-entropy.
 
     Args:
-        network: one of `NETWORKS`.
+        network: a name that `stepsmith.tasks.networks` knows, such as `convnet` or `mlp64-relu`.
         images: an `ImageSet`, or the name of one for `load_images`, with variants such as
             `mnist@1000@shift` (see `stepsmith.tasks.augment.load_variant`).
         batch_size: examples of a batch.
@@ -52,8 +40,7 @@ class ImageTask(ModuleTask):
         data_dir: str | Path | None = None,
         **options: Any,
     ):
-        if network not in NETWORKS:
-            raise unknown("network", network, NETWORKS)
+        build = get_network(network)
         if isinstance(images, str):
             images, augment = load_variant(images, source=source, data_dir=data_dir)
         else:
@@ -61,7 +48,7 @@ class ImageTask(ModuleTask):
         shape = images.train_images.shape[1:]
         self._network = network
         super().__init__(
-            lambda: NETWORKS[network](shape, images.num_classes),
+            lambda: build(shape, images.num_classes),
             F.cross_entropy,
             replace(as_data(images), augment=augment),
             batch_size=batch_size,

@@ -1,0 +1,145 @@
+"""Everything that decides a meta-training."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from stepsmith.meta.adjoint import LossTimes
+from stepsmith.meta.imitation import TEACHERS
+from stepsmith.meta.losses import META_LOSSES
+from stepsmith.rules.base import require_choice, require_positive
+
+BALANCES = ("gradient", "loss", "none")
+"""`gradient`: each task's meta-gradients (its own and its imitated ones apart) are divided by the
+running geometric mean of their norms, so that all pull alike. `loss`: its meta-loss is divided by
+its loss before the first step (unneeded for the log loss). `none`: as they are."""
+
+
+@dataclass(frozen=True)
+class MetaTrainConfig:
+    """Everything that decides a meta-training, so that the same values give the same numbers.
+
+    Args:
+        seconds: budget of time, validation included. The schedule follows the share spent, so two
+            runs of the same seconds differ; give `steps` where runs must repeat.
+        steps: budget of inner steps, all copies counted.
+        horizon: steps of an episode.
+        window: steps of a window; None is the whole horizon.
+        copies: optimizees at once; at staggered ages where the window is shorter than the horizon.
+        samples: coordinate-steps replayed a window and copy; None replays `fraction` instead.
+        fraction: share of coordinates replayed, where `samples` is None.
+        loss: meta-loss, `mean`, `final` or `log`.
+        losses: `after` or `before`, see `adjoint_window`.
+        discount: of the adjoint recursion; 1 is none.
+        proportions: shares of the windows, one a task, where there are several; None is equal.
+        accumulate: windows averaged for one meta-update; with several tasks, of one task each.
+        balance: what keeps a task's meta-gradients from drowning those of others, or imitated ones
+            from drowning a task's own, one of `BALANCES`; a task alone, without imitation, is left
+            as it is.
+        imitation: chance that a window is a whole episode on the teacher's trajectory instead, the
+            rule learning the teacher's steps (`stepsmith.meta.imitation`); 0 is never.
+        teacher: an elementwise optimizer of `torch.optim`, its name in small letters.
+        teacher_lr: its rate.
+        lr: meta-Adam's peak rate.
+        final_lr: share of `lr` that a cosine decays to.
+        warmup: share of the budget over which the rate rises from zero.
+        clip: largest norm of the meta-gradient.
+        weight_decay: decoupled decay of the optimizee inside meta-training.
+        validations: validations over the whole budget; the best weights are kept.
+        validation_copies: optimizees of a validation, of each task.
+        validation_horizon: steps of a validation; None is the horizon.
+        patience: end where this many validations in a row were no better than the best before
+            them; None spends the whole budget.
+        seed: of everything.
+        checkpoint_seconds: seconds between checkpoints.
+
+    Raises:
+        ValueError: a value out of range, both budgets or none.
+    """
+
+    seconds: float | None = None
+    steps: int | None = None
+    horizon: int = 100
+    window: int | None = None
+    copies: int = 4
+    samples: int | None = 40_000
+    fraction: float = 1.0
+    loss: str = "mean"
+    losses: LossTimes = "after"
+    discount: float = 1.0
+    proportions: tuple[float, ...] | None = None
+    accumulate: int = 1
+    balance: str = "gradient"
+    imitation: float = 0.0
+    teacher: str = "adam"
+    teacher_lr: float = 0.01
+    lr: float = 1e-2
+    final_lr: float = 0.03
+    warmup: float = 0.03
+    clip: float = 1.0
+    weight_decay: float = 0.0
+    validations: int = 12
+    validation_copies: int = 16
+    validation_horizon: int | None = None
+    patience: int | None = None
+    seed: int = 0
+    checkpoint_seconds: float = 120.0
+
+    def __post_init__(self):
+        owner = "meta_train"
+        if (self.seconds is None) == (self.steps is None):
+            raise ValueError(f"{owner}: give a budget, either seconds=... or steps=...")
+        require_positive(
+            owner, seconds=self.seconds or 1, steps=self.steps or 1 if self.steps != 0 else 0,
+            lr=self.lr, clip=self.clip, checkpoint_seconds=self.checkpoint_seconds,
+            teacher_lr=self.teacher_lr,
+        )  # fmt: skip
+        whole = ("horizon", "copies", "accumulate", "validations", "validation_copies")
+        for name in (*whole, "samples", "validation_horizon", "patience"):
+            value = getattr(self, name)
+            if (name in whole or value is not None) and value < 1:
+                raise ValueError(f"{owner}: {name} must be at least 1, got {value}")
+        if self.window is not None and not 1 <= self.window <= self.horizon:
+            raise ValueError(
+                f"{owner}: window must lie between 1 and the horizon ({self.horizon}), "
+                f"got {self.window}"
+            )
+        if self.horizon % self.unroll:
+            raise ValueError(
+                f"{owner}: the horizon ({self.horizon}) must be a multiple of the window "
+                f"({self.unroll})"
+            )
+        for name in ("fraction", "discount"):
+            if not 0 < getattr(self, name) <= 1:
+                raise ValueError(f"{owner}: {name} must lie in (0, 1], got {getattr(self, name)}")
+        for name in ("final_lr", "warmup", "weight_decay", "imitation"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{owner}: {name} must lie in [0, 1], got {getattr(self, name)}")
+        require_choice(owner, "loss", self.loss, META_LOSSES)
+        require_choice(owner, "losses", self.losses, ("after", "before"))
+        require_choice(owner, "teacher", self.teacher, tuple(TEACHERS))
+        require_choice(owner, "balance", self.balance, BALANCES)
+        if self.proportions is not None:
+            require_positive(
+                owner, **{f"proportions[{i}]": p for i, p in enumerate(self.proportions)}
+            )
+
+    @property
+    def unroll(self) -> int:
+        """Steps of a window."""
+        return self.window or self.horizon
+
+    def share(self, parameters: int, steps: int | None = None) -> float:
+        """Share of an optimizee's coordinates replayed over a window, or over as many steps."""
+        if self.samples is None:
+            return self.fraction
+        return min(1.0, self.samples / ((steps or self.unroll) * parameters))
+
+    def rate(self, progress: float) -> float:
+        """Meta-Adam's rate when `progress` (0 to 1) of the budget is spent."""
+        if progress < self.warmup:
+            return self.lr * max(progress, 1e-3) / self.warmup
+        done = (progress - self.warmup) / max(1e-9, 1 - self.warmup)
+        cosine = 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
+        return self.lr * (self.final_lr + (1 - self.final_lr) * cosine)

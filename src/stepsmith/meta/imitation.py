@@ -1,0 +1,139 @@
+"""Imitation: a rule learns the steps of a hand-designed optimizer, on that optimizer's trajectory.
+
+The teacher trains the optimizee; the rule runs beside it on the same gradients, its steps computed
+and not made. With v_s the teacher's step and u_s the rule's, both as they change the parameters,
+
+    J       = 1/2 sum_s |u_s - v_s|^2 / sum_s |v_s|^2
+    dJ/dphi = sum_s <u_s - v_s, du_s/dphi> / sum_s |v_s|^2
+
+so that the difference stands where the adjoint stands in `stepsmith.meta.adjoint`, and the same
+sampled replay serves. Divided by the teacher's own squares the loss has no unit: 1/2 for a rule
+that does nothing, 0 for one that does the same.
+
+Shape letters: T = steps, C = copies, P = parameters of one optimizee, S = sampled coordinates.
+
+Source: Chen et al. 2020, "Training Stronger Baselines for Learning to Optimize", arXiv:2010.09089;
+there the difference is not divided.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from stepsmith.meta.adjoint import (
+    Record,
+    Window,
+    finite_by_copy,
+    replay_sample,
+    require_fraction,
+    sample_coordinates,
+)
+from stepsmith.names import unknown
+from stepsmith.rules.base import Weights
+from stepsmith.unroll import Copies, RuleStepper, Stepper, TorchStepper, roll
+from stepsmith.unroll.steppers import ELEMENTWISE
+
+TEACHERS = {optimizer.__name__.lower(): optimizer for optimizer in ELEMENTWISE}
+"""Optimizers of `torch.optim` by name, in small letters."""
+
+
+def make_teacher(name: str, lr: float, copies: Copies) -> TorchStepper:
+    """A teacher for some copies, its other settings as torch has them.
+
+    Raises:
+        ValueError: unknown name.
+    """
+    if name not in TEACHERS:
+        raise unknown("teacher", name, TEACHERS)
+    return TorchStepper(lambda params: TEACHERS[name](params, lr=lr), copies.theta, copies.layout)
+
+
+def imitation_window(
+    copies: Copies,
+    stepper: RuleStepper,
+    weights: Weights,
+    teacher: Stepper,
+    steps: int,
+    *,
+    fraction: float = 1.0,
+    generator: torch.Generator | None = None,
+    split: str = "meta_train",
+) -> Window:
+    """Roll the copies forward by the teacher, and return the gradient of the difference in steps.
+
+    Args:
+        copies: moved in place, by the teacher.
+        stepper: the rule's statistics and carry, moved in place; it must step by `weights`.
+        weights: phi, requiring gradients.
+        teacher: moves the copies; `make_teacher`, or any stepper.
+        steps: T.
+        fraction: share of the coordinates replayed, in (0, 1].
+        generator: draws the sample; needed where `fraction` < 1.
+        split: where batches come from.
+
+    Returns:
+        a window whose value is J over all coordinates and whose losses are those of the teacher.
+
+    Raises:
+        ValueError: as `adjoint_window`.
+    """
+    require_fraction(stepper.rule, fraction)
+    layout = copies.layout
+    index_S, weight_S = sample_coordinates(
+        layout, len(copies), fraction, generator or torch.Generator().manual_seed(0)
+    )
+    device, dtype = copies.theta.device, copies.theta.dtype
+    index_S, weight_S = index_S.to(device), weight_S.to(device=device, dtype=dtype)
+    carry = {key: value[:, index_S] for key, value in stepper.carry.items()}
+    record = Record(stepper, copies, index_S, steps)
+    beside = _Beside(record, teacher, index_S, steps, copies.theta)
+    losses_TC = roll(copies, beside, steps, split=split, hook=record.keep)
+
+    owner_S = index_S // layout.total
+    squares_C = beside.squares_C.clamp_min(torch.finfo(dtype).tiny)
+    value_C = beside.gaps_C / 2 / squares_C
+    finite_C = losses_TC.isfinite().all(0) & value_C.isfinite()
+    finite_C = finite_C & finite_by_copy(beside.gap_TS, owner_S, len(copies))
+    alive = max(1, int(finite_C.sum()))
+    adjoint_TS = beside.gap_TS
+    adjoint_TS *= weight_S * (stepper.lr / alive) / squares_C[owner_S]
+    if record.gains_TC is not None:
+        adjoint_TS *= record.gains_TC.index_select(1, owner_S)
+    adjoint_TS.masked_fill_(~finite_C[owner_S], 0.0)
+    gradients = replay_sample(stepper, weights, record, carry, adjoint_TS, finite_C[owner_S])
+    value = float(value_C[finite_C].mean()) if finite_C.any() else float("nan")
+    return Window(gradients, value, losses_TC, finite_C)
+
+
+class _Beside:
+    """A stepper that moves the copies by the teacher and keeps the rule's difference from it.
+
+    Attributes:
+        gap_TS: (T, S) u - v at the sampled coordinates.
+        gaps_C: sums over steps and all coordinates of (u - v)^2.
+        squares_C: the same of v^2.
+    """
+
+    def __init__(
+        self, record: Record, teacher: Stepper, index_S: Tensor, steps: int, theta_CP: Tensor
+    ):
+        self._record, self._teacher, self._index = record, teacher, index_S
+        self._step = 0
+        self.gap_TS = theta_CP.new_empty(steps, len(index_S))
+        self.gaps_C = theta_CP.new_zeros(len(theta_CP))
+        self.squares_C = theta_CP.new_zeros(len(theta_CP))
+
+    def __call__(self, theta_CP: Tensor, grad_CP: Tensor) -> None:
+        before_CP = theta_CP.clone()
+        # The rule's step is made and taken back: a stepper hands out no step of its own.
+        self._record(theta_CP, grad_CP)
+        gap_CP = theta_CP - before_CP
+        theta_CP.copy_(before_CP)
+        self._teacher(theta_CP, grad_CP)
+        taught_CP = theta_CP - before_CP
+        gap_CP -= taught_CP
+        self.gap_TS[self._step] = gap_CP.reshape(-1).index_select(0, self._index)
+        self.gaps_C += gap_CP.square().sum(1)
+        self.squares_C += taught_CP.square().sum(1)
+        self._step += 1
