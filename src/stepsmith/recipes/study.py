@@ -56,7 +56,7 @@ class Scale:
 
 
 FULL = Scale(
-    "full", Horizon(100, 100, 8), Horizon(1000, 16, 4), Horizon(10_000, 8, 1), 1.0, 15, "auto"
+    "full", Horizon(100, 100, 4), Horizon(1000, 16, 2), Horizon(10_000, 8, 1), 1.0, 15, "auto"
 )
 QUICK = Scale("quick", Horizon(20, 4, 1), Horizon(40, 2, 1), Horizon(60, 2, 1), 0.002, 1, "sample")
 SCALES = {scale.name: scale for scale in (FULL, QUICK)}
