@@ -1,10 +1,14 @@
 """The papers' figures and tables as programs."""
 
 from stepsmith.names import unknown
-from stepsmith.recipes import paper_a
+from stepsmith.recipes import general, language, paper_a, preprocessing, price
 from stepsmith.recipes.study import FULL, QUICK, SCALES, Recipe, Study, core_hours, run_recipe
 
-RECIPES: dict[str, Recipe] = {recipe.name: recipe for recipe in paper_a.RECIPES}
+RECIPES: dict[str, Recipe] = {
+    recipe.name: recipe
+    for part in (paper_a, price, language, general, preprocessing)
+    for recipe in part.RECIPES
+}
 
 
 def recipe(name: str) -> Recipe:

@@ -60,14 +60,22 @@ def _relative() -> Rule:
     return make_rule("joined", scaling="relative", step_scale=3.0)
 
 
-def _own(task: str, steps: int, **changes: Any) -> MetaTraining:
-    """Whole-horizon windows, a rule in relative units."""
-    config = {
-        "steps": steps, "horizon": 100, "copies": 1, "validation_copies": 16, "lr": 0.02,
-        "samples": 40_000,
-    }  # fmt: skip
-    return MetaTraining((task,), _relative(), config | changes)
+_OWN: dict[str, Any] = {
+    "horizon": 100, "copies": 1, "validation_copies": 16, "lr": 0.02, "samples": 40_000,
+}  # fmt: skip
+"""Windows of the whole horizon, for rules in relative units."""
 
+
+def _own(task: str, steps: int, **changes: Any) -> MetaTraining:
+    return MetaTraining((task,), _relative(), {**_OWN, "steps": steps, **changes})
+
+
+MANY = (
+    "mlp20-relu-mnist", "mlp64-relu-fashion_mnist", "mlp32x32-relu-mnist", "mlp-mnist",
+    "mlp16x16x16-tanh-fashion_mnist", "mlp64-gelu-bn-mnist", "cnn8-mnist", "cnn8x16-fashion_mnist",
+    "cnn8x16-bn-mnist", "resnet-small-gn-mnist", "vit-small-mnist", "convnet5x5-fashion_mnist",
+)  # fmt: skip
+"""The dozen small architectures of the general rule."""
 
 RULES: dict[str, MetaTraining] = {
     "published-quadratic": published("quadratic", _lstm("raw", 1.0), 0.003, 100),
@@ -91,5 +99,17 @@ RULES: dict[str, MetaTraining] = {
     "mlp-mnist": _own("mlp-mnist", 300_000),
     "mlp-fashion_mnist": _own("mlp-fashion_mnist", 300_000),
     "convnet-mnist": _own("convnet-mnist", 120_000, validations=20),
+    "mlp-mnist-1000": MetaTraining(
+        ("mlp-mnist",),
+        _relative(),
+        {**_OWN, "steps": 200_000},
+        (
+            {"steps": 300_000, "horizon": 300, "samples": 120_000, "lr": 0.01},
+            {"steps": 600_000, "horizon": 1000, "samples": 400_000, "lr": 0.005},
+        ),
+    ),
+    "general": MetaTraining(MANY, _relative(), {**_OWN, "steps": 600_000, "validation_copies": 4}),
+    "bert-e2e": _own("bert-e2e", 30_000, validation_copies=4),
+    "bert-lora-e2e": _own("bert-lora-e2e", 15_000, validation_copies=4),
     "convnet-fashion_mnist": _own("convnet-fashion_mnist", 120_000, validations=20),
 }  # fmt: skip

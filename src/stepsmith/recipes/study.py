@@ -75,6 +75,7 @@ class Study:
 
     Attributes:
         records: everything measured so far.
+        findings: what a recipe derives from them, JSON-able; saved with the configuration.
     """
 
     recipe: str
@@ -84,6 +85,7 @@ class Study:
     data_dir: str | None = None
     say: Callable[[str], None] = lambda message: None
     records: Records = field(default_factory=Records)
+    findings: dict[str, Any] = field(default_factory=dict)
 
     def task(self, name: str, **options: Any) -> Task:
         """A task by name, on this study's data."""
@@ -210,6 +212,7 @@ def run_recipe(
     config = {
         "recipe": recipe.name, "what": recipe.what, "scale": scale.name,
         "source": source or scale.source, "core_hours": core_hours(study.records),
+        "findings": study.findings,
     }  # fmt: skip
     summary = write_results(
         folder, study.records, recipe=recipe.name, scale=scale.name, command=command,
