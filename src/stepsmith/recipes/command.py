@@ -44,6 +44,9 @@ def list_command() -> None:
 def run_command(
     name: Annotated[str, typer.Argument(help="Of `stepsmith recipe list`.")],
     quick: Quick = False,
+    hundred: Annotated[
+        bool, typer.Option("--hundred", help="The full scale without its longer horizons.")
+    ] = False,
     out: Annotated[
         Path, typer.Option(help="Results go to OUT/NAME/SCALE, and overwrite none.")
     ] = Path("results"),
@@ -53,8 +56,10 @@ def run_command(
     data_dir: DataDir = None,
 ) -> None:
     """Run a recipe. Interrupted, the same command goes on where it stopped."""
+    if quick and hundred:
+        raise ValueError("recipe run: give --quick or --hundred, not both")
     chosen = recipe(name)
-    scale = SCALES["quick" if quick else "full"]
+    scale = SCALES["quick" if quick else "hundred" if hundred else "full"]
     folder = out / chosen.name / scale.name
     with console.status("...") as status:
         summary = run_recipe(

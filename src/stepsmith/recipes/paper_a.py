@@ -28,7 +28,9 @@ def corrected(study: Study, task_name: str, rules: Iterable[str], *, longest: bo
     named = {f"learned ({name})": study.rule(name) for name in rules}
     first = study.compare(task, named, BASELINES, timing=True)
     best = {name: tuned.rates["final"] for name, tuned in first.tuned.items()}
-    for horizon in (study.scale.long, *([study.scale.longest] if longest else [])):
+    for horizon in (study.scale.long, study.scale.longest if longest else None):
+        if horizon is None:
+            continue
         later = study.compare(
             task, named, LONG, horizon=horizon,
             tune_around={name: best[name] for name in LONG},

@@ -61,7 +61,7 @@ def _relative() -> Rule:
 
 
 _OWN: dict[str, Any] = {
-    "horizon": 100, "copies": 1, "validation_copies": 16, "lr": 0.02, "samples": 40_000,
+    "horizon": 100, "copies": 1, "validation_copies": 16, "lr": 0.01, "samples": 40_000,
 }  # fmt: skip
 """Windows of the whole horizon, for rules in relative units."""
 
@@ -96,9 +96,9 @@ RULES: dict[str, MetaTraining] = {
         # Then on longer episodes: late, tiny gradients otherwise make rare leaps.
         ({"steps": 3_000_000, "horizon": 300, "lr": 0.003, "validations": 10},),
     ),
-    "mlp-mnist": _own("mlp-mnist", 300_000),
-    "mlp-fashion_mnist": _own("mlp-fashion_mnist", 300_000),
-    "convnet-mnist": _own("convnet-mnist", 120_000, validations=20),
+    "mlp-mnist": _own("mlp-mnist", 300_000, samples=400_000),
+    "mlp-fashion_mnist": _own("mlp-fashion_mnist", 300_000, samples=400_000),
+    "convnet-mnist": _own("convnet-mnist", 150_000, samples=None, validations=24),
     "mlp-mnist-1000": MetaTraining(
         ("mlp-mnist",),
         _relative(),
@@ -111,5 +111,5 @@ RULES: dict[str, MetaTraining] = {
     "general": MetaTraining(MANY, _relative(), {**_OWN, "steps": 600_000, "validation_copies": 4}),
     "bert-e2e": _own("bert-e2e", 30_000, validation_copies=4),
     "bert-lora-e2e": _own("bert-lora-e2e", 15_000, validation_copies=4),
-    "convnet-fashion_mnist": _own("convnet-fashion_mnist", 120_000, validations=20),
+    "convnet-fashion_mnist": _own("convnet-fashion_mnist", 150_000, samples=None, validations=24),
 }  # fmt: skip

@@ -37,9 +37,9 @@ class Scale:
     """How much a recipe measures.
 
     Args:
-        name: `full` or `quick`.
+        name: `full`, `hundred` (the full scale without its longer horizons) or `quick`.
         first: the horizon of the paper's figures.
-        long: further horizons, for recipes that ask for them.
+        long: a further horizon, None for none.
         longest: one more, for the MLP.
         meta: share of every meta-training's budget that is spent.
         timing_rounds: of each optimizer's step.
@@ -48,8 +48,8 @@ class Scale:
 
     name: str
     first: Horizon
-    long: Horizon
-    longest: Horizon
+    long: Horizon | None
+    longest: Horizon | None
     meta: float
     timing_rounds: int
     source: str
@@ -59,7 +59,8 @@ FULL = Scale(
     "full", Horizon(100, 100, 4), Horizon(1000, 16, 2), Horizon(10_000, 8, 1), 1.0, 15, "auto"
 )
 QUICK = Scale("quick", Horizon(20, 4, 1), Horizon(40, 2, 1), Horizon(60, 2, 1), 0.002, 1, "sample")
-SCALES = {scale.name: scale for scale in (FULL, QUICK)}
+HUNDRED = replace(FULL, name="hundred", long=None, longest=None)
+SCALES = {scale.name: scale for scale in (FULL, HUNDRED, QUICK)}
 
 
 @dataclass
