@@ -125,6 +125,12 @@ def train(
     layers: Annotated[int | None, typer.Option(help="LSTM layers.")] = None,
     inputs: Annotated[str | None, typer.Option(help="raw, log_sign, adam or joined.")] = None,
     step_scale: Annotated[float | None, typer.Option(help="Factor on the step.")] = None,
+    scaling: Annotated[
+        str | None,
+        typer.Option(
+            help="Units of gradients and steps: absolute or relative (step scale 3, say)."
+        ),
+    ] = None,
     name: Annotated[str | None, typer.Option(help="Name of the trained rule.")] = None,
     source: Source = "auto",
     data_dir: DataDir = None,
@@ -138,10 +144,15 @@ def train(
     if resume is not None:
         folder, config = resume, _read_config(resume)
     else:
-        given = {"hidden": hidden, "layers": layers, "inputs": inputs, "step_scale": step_scale}
+        given = {
+            "hidden": hidden, "layers": layers, "inputs": inputs, "step_scale": step_scale,
+            "scaling": scaling,
+        }  # fmt: skip
         budget = {"steps": steps} if steps is not None else {"seconds": seconds or 120.0}
         if steps is not None and seconds is not None:
             raise ValueError("train: give --seconds or --steps, not both")
+        if any(budget is not None and budget <= 0 for budget in (seconds, steps)):
+            raise ValueError("train: the budget, --seconds or --steps, must be above 0")
         if seconds is not None:
             budget = {"seconds": seconds}
         config: dict[str, Any] = {

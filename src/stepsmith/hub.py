@@ -59,6 +59,10 @@ class TrainedRule:
                     "diverged"
                 )
 
+    def __repr__(self) -> str:
+        count = sum(value.numel() for value in self.weights.values())
+        return f"TrainedRule({self.name!r}, {self.rule!r}, {count:,} weights)"
+
     @property
     def name(self) -> str:
         """Name for tables and records."""

@@ -186,6 +186,12 @@ def test_bad_modules(options, match):
         Task.from_module(make, loss, data, **options)
 
 
+def test_a_module_in_place_of_its_maker_is_refused():
+    data = (torch.randn(9, 4), torch.randn(9, 1))
+    with pytest.raises(TypeError, match="must be a function that builds a fresh module"):
+        Task.from_module(nn.Linear(4, 1), nn.functional.mse_loss, data)  # type: ignore[arg-type]
+
+
 def test_tasks_by_name(tmp_path, monkeypatch):
     assert "convnet5x5-fashion_mnist" in task_names()
     assert make_task("quadratic", source="auto").name == "quadratic"

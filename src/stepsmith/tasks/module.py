@@ -53,6 +53,7 @@ class ModuleTask(Task):
     Raises:
         ValueError: a batch size below 1, a module without parameters that require gradients or
             with complex ones, or a loss that is no single number.
+        TypeError: a module in place of a function that makes one.
     """
 
     def __init__(
@@ -67,6 +68,11 @@ class ModuleTask(Task):
         dtype: torch.dtype = torch.float32,
         stacking: Literal["auto"] | Stacking = "auto",
     ):
+        if isinstance(make_module, nn.Module) or not callable(make_module):
+            raise TypeError(
+                "make_module must be a function that builds a fresh module, so that every run has "
+                f"a start of its own; got {type(make_module).__name__}. Pass lambda: MyModule(...)"
+            )
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {batch_size!r}")
         self.device = torch.device(device)
