@@ -165,7 +165,7 @@ def test_a_users_own_task(tmp_path, capsys, monkeypatch):
         (["train", "--task", "mlp-minst", "--steps", "9"], "unknown|Did you mean"),
         (["train", "--task", "quadratik", "--steps", "9"], "Did you mean 'quadratic'"),
         (["train", "--task", "quadratic", "--rule", "joind"], "Did you mean 'joined'"),
-        (["train", "--task", "quadratic", "--seconds", "-3"], "seconds must be"),
+        (["train", "--task", "quadratic", "--seconds", "-3"], "must be above 0"),
         (["train", "--task", "quadratic", "--seconds", "3", "--steps", "3"], "not both"),
         (["train", "--task", "quadratic", "--steps", "9", "--lr", "-1"], "lr must be"),
         (["train", "--task", "quadratic", "--steps", "9", "--window", "7"], "multiple"),

@@ -133,7 +133,7 @@ def test_what_is_slower_is_never_repaid():
 def test_every_figure_draws_even_with_diverged_runs(bad):
     records = made(bad=bad)
     for figure in (
-        figures.loss_curves(records, TOY), figures.accuracies(records, "toy"),
+        figures.loss_curves(records, TOY), figures.accuracies(records, TOY),
         figures.step_costs(records, TOY), figures.meta_curve(records),
         figures.tuning_curves(records, TOY),
     ):  # fmt: skip

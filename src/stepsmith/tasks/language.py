@@ -177,10 +177,11 @@ class MaskedLanguageTask(ModuleTask):
             return "loop" if self._random else "threads"
         return super()._choose_stacking()
 
-    def batches(self, generators: Sequence[torch.Generator], split: str) -> Batch:
-        """Sentences drawn with replacement, masked: see `mask`. Leading dimensions (C, B)."""
-        tokens_CBL, counts_CB = self.data.draw(generators, split, self.batch_size)
-        return mask(tokens_CBL, counts_CB, generators, self.vocabulary)
+    def prepared(
+        self, inputs: Tensor, targets: Tensor, generators: Sequence[torch.Generator]
+    ) -> Batch:
+        """Sentences (C, B, L) of so many pieces (C, B), masked: see `mask`."""
+        return mask(inputs, targets, generators, self.vocabulary)
 
     def test_batches(self) -> Iterator[Batch]:
         """The test split in order, 500 sentences at a time, always with the same masks."""

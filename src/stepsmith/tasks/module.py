@@ -177,13 +177,19 @@ class ModuleTask(Task):
 
     def batches(self, generators: Sequence[torch.Generator], split: str) -> Batch:
         """(C, B, ...) inputs and targets, drawn with replacement."""
-        inputs, targets = self.data.draw(generators, split, self.batch_size)
-        return self._cast(inputs), targets
+        return self.prepared(*self.data.draw(generators, split, self.batch_size), generators)
 
     def stream(self, generators: Sequence[torch.Generator], split: str) -> Iterator[Batch]:
         """What the data's own stream hands out."""
         for inputs, targets in self.data.stream(generators, split, self.batch_size):
-            yield self._cast(inputs), targets
+            yield self.prepared(inputs, targets, generators)
+
+    def prepared(
+        self, inputs: Tensor, targets: Tensor, generators: Sequence[torch.Generator]
+    ) -> Batch:
+        """(C, B, ...) drawn examples as `loss` takes them; what is random comes from
+        `generators`."""
+        return self._cast(inputs), targets
 
     def test_batches(self) -> Iterator[Batch]:
         """The test split in order, 500 examples at a time."""
