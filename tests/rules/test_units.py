@@ -32,6 +32,8 @@ def test_the_running_norm_is_a_corrected_mean_with_a_floor():
     assert float(gain) == pytest.approx(1 / 8)
     _, gain, state = units.measure(torch.tensor([2.0]), 1, state)
     assert float(gain) == pytest.approx(1 / ((0.25 * 8 + 0.5 * 2) / 0.75))
+    _, gain, _ = units.measure(torch.tensor([100.0]), 1, state)
+    assert float(gain) == pytest.approx(1 / 100)  # at once, not in the mean
     for _ in range(20):
         _, gain, state = units.measure(torch.tensor([1e-6]), 1, state)
     assert float(gain) == pytest.approx(1 / 0.8, rel=1e-4)

@@ -98,7 +98,7 @@ RULES: dict[str, MetaTraining] = {
     ),
     "mlp-mnist": _own("mlp-mnist", 300_000, samples=400_000),
     "mlp-fashion_mnist": _own("mlp-fashion_mnist", 300_000, samples=400_000),
-    "convnet-mnist": _own("convnet-mnist", 150_000, samples=None, validations=24),
+    "convnet-mnist": _own("convnet-mnist", 100_000, samples=None, validations=20),
     "mlp-mnist-1000": MetaTraining(
         ("mlp-mnist",),
         _relative(),
@@ -111,5 +111,5 @@ RULES: dict[str, MetaTraining] = {
     "general": MetaTraining(MANY, _relative(), {**_OWN, "steps": 600_000, "validation_copies": 4}),
     "bert-e2e": _own("bert-e2e", 30_000, validation_copies=4),
     "bert-lora-e2e": _own("bert-lora-e2e", 15_000, validation_copies=4),
-    "convnet-fashion_mnist": _own("convnet-fashion_mnist", 150_000, samples=None, validations=24),
+    "convnet-fashion_mnist": _own("convnet-fashion_mnist", 100_000, samples=None, validations=20),
 }  # fmt: skip

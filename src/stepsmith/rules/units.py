@@ -26,10 +26,11 @@ class RelativeUnits:
     With n_t = sum |g_t| over all coordinates of the optimizee,
 
         gradient seen = FIRST * P / n_1 * g_t
-        step made     = u_t / max(n^_t, floor * n_1)
+        step made     = u_t / max(n^_t, n_t, floor * n_1)
 
     where n^ is n's bias-corrected running mean and u the rule's own step. To first order a step of
-    |u| everywhere changes the loss by at most |u|: a trust region in units of the loss. Good steps
+    |u| everywhere changes the loss by at most |u|: a trust region in units of the loss, drawn in at
+    once where gradients grow, as they do at the edge of a plateau. Good steps
     of networks that differ tenfold in their parameters' scale are alike in these units
     (docs/6-transfer.md), and an optimizee whose parameters are rescaled as a whole is trained
     alike. The loss must be in the units it was meta-trained in (nats, say). The floor keeps steps
@@ -70,11 +71,12 @@ class RelativeUnits:
         first_C = torch.where(state["first_norm"] > 0, state["first_norm"], norm_C)
         measured_C = state["measured"] + 1
         running_C = torch.lerp(norm_C, state["running_norm"], self.beta)
-        mean_C = torch.maximum(running_C / (1 - self.beta**measured_C), self.floor * first_C)
+        mean_C = running_C / (1 - self.beta**measured_C)
+        largest_C = torch.maximum(torch.maximum(mean_C, norm_C), self.floor * first_C)
         new = {"first_norm": first_C, "running_norm": running_C, "measured": measured_C}
         return (
             FIRST * size / first_C.clamp_min(_TINY),
-            mean_C.clamp_min(_TINY).reciprocal(),
+            largest_C.clamp_min(_TINY).reciprocal(),
             new,
         )
 
