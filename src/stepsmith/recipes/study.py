@@ -31,6 +31,10 @@ class Horizon:
     seeds: int
     tuning_seeds: int
 
+    def times(self, factor: int) -> Horizon:
+        """The same with so many times the runs."""
+        return Horizon(self.steps, self.seeds * factor, self.tuning_seeds * factor)
+
 
 @dataclass(frozen=True)
 class Scale:
