@@ -177,7 +177,8 @@ class ModuleTask(Task):
 
     def batches(self, generators: Sequence[torch.Generator], split: str) -> Batch:
         """(C, B, ...) inputs and targets, drawn with replacement."""
-        return self.prepared(*self.data.draw(generators, split, self.batch_size), generators)
+        inputs, targets = self.data.draw(generators, split, self.batch_size)
+        return self.prepared(inputs, targets, generators)
 
     def stream(self, generators: Sequence[torch.Generator], split: str) -> Iterator[Batch]:
         """What the data's own stream hands out."""
