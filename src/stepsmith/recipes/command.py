@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shlex
-import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -60,12 +59,14 @@ def run_command(
         raise ValueError("recipe run: give --quick or --hundred, not both")
     chosen = recipe(name)
     scale = SCALES["quick" if quick else "hundred" if hundred else "full"]
+    # What decides the results, whatever folders this machine has.
+    flags = [flag for flag, given in (("--quick", quick), ("--hundred", hundred)) if given]
     folder = out / chosen.name / scale.name
     with console.status("...") as status:
         summary = run_recipe(
             chosen, scale, folder=folder, cache=cache, overwrite=overwrite,
-            command=shlex.join(["stepsmith", *sys.argv[1:]]), source=source, data_dir=data_dir,
-            say=status.update,
+            command=shlex.join(["stepsmith", "recipe", "run", name, *flags]), source=source,
+            data_dir=data_dir, say=status.update,
         )  # fmt: skip
     for sentence in summary["verdicts"]:
         console.print(sentence)

@@ -18,6 +18,9 @@ from stepsmith.evaluate.records import Block, Records
 from stepsmith.evaluate.statistics import diverged, score, smoothed, smoothing
 from stepsmith.report.style import STYLE, colours, figure_of
 
+LINEAR = 200
+"""Longer curves have a logarithmic axis of steps."""
+
 
 @dataclass(frozen=True)
 class Panel:
@@ -79,6 +82,13 @@ def _plain_minor(value: float, _: int) -> str:
     return f"{value:g}" if leading in "235" else ""
 
 
+def _drawn(steps: int) -> np.ndarray:
+    """The steps a curve is drawn at: all, or evenly on a logarithmic axis where they are many."""
+    if steps <= LINEAR:
+        return np.arange(steps)
+    return np.unique(np.geomspace(1, steps, 2 * LINEAR).astype(int)) - 1
+
+
 def loss_curves(records: Records, panel: Panel) -> Figure:
     """Mean over seeds of the training loss, with the 95 % interval of that mean.
 
@@ -102,6 +112,8 @@ def loss_curves(records: Records, panel: Panel) -> Figure:
             colour, x_T = palette[block.key.optimizer], np.arange(steps) + 1
             gone = len(losses_ST) - len(alive_ST)
             label = block.key.optimizer + (f" ({gone} diverged)" if gone else "")
+            kept = _drawn(steps)
+            mean_T, half_T, x_T = mean_T[kept], half_T[kept], x_T[kept]
             axes.plot(x_T, mean_T, color=colour, lw=2.6 if learned else 1.4, label=label)
             low_T = np.maximum(mean_T - half_T, mean_T * 1e-2)
             axes.fill_between(x_T, low_T, mean_T + half_T, color=colour, alpha=0.15, lw=0)
@@ -109,7 +121,7 @@ def loss_curves(records: Records, panel: Panel) -> Figure:
             axes.set_yscale("log")
             axes.yaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:g}"))
             axes.yaxis.set_minor_formatter(FuncFormatter(_plain_minor))
-        if panel.horizon > 200:
+        if panel.horizon > LINEAR:
             axes.set_xscale("log")
         axes.set(xlabel="step", ylabel="training loss", title=panel.title)
         handles, labels = axes.get_legend_handles_labels()
