@@ -44,7 +44,7 @@ class RelativeUnits:
     """
 
     beta: float = 0.9
-    floor: float = 0.03
+    floor: float = 0.3
 
     def init(
         self,
