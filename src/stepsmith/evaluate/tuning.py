@@ -79,7 +79,7 @@ def tune(
 
     def measure(rate: float) -> None:
         rate = rounded(rate)
-        losses_ST = run(baseline, rate)
+        losses_ST = _four_digits(run(baseline, rate))
         scores[rate] = _scores(losses_ST)
         own = replace(
             key, purpose="tuning", optimizer=baseline.name, kind="baseline",
@@ -105,6 +105,12 @@ def tuned_from(baseline: Baseline, records: Records) -> Tuned:
     """What `tune` returned, from the tuning runs it recorded."""
     runs = records.select("train_loss", purpose="tuning", optimizer=baseline.name)
     return _tuned(baseline, {run.key.parameters["lr"]: _scores(run.values) for run in runs})
+
+
+def _four_digits(losses_ST: np.ndarray) -> np.ndarray:
+    """Tuning runs to four digits: they are most of what a record holds, and only rank rates."""
+    mantissa_ST, exponent_ST = np.frexp(losses_ST)
+    return np.ldexp(np.round(mantissa_ST * 2**13) / 2**13, exponent_ST)
 
 
 def _scores(losses_ST: np.ndarray) -> dict[str, float]:

@@ -31,9 +31,9 @@ class Horizon:
     seeds: int
     tuning_seeds: int
 
-    def times(self, factor: int) -> Horizon:
-        """The same with so many times the runs."""
-        return Horizon(self.steps, self.seeds * factor, self.tuning_seeds * factor)
+    def times(self, runs: int, tuning: int) -> Horizon:
+        """The same with so many times the runs and the tuning runs."""
+        return Horizon(self.steps, self.seeds * runs, self.tuning_seeds * tuning)
 
 
 @dataclass(frozen=True)
