@@ -5,6 +5,7 @@ Shape letters: S = seeds, T = steps.
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -121,7 +122,8 @@ def evaluate(
         rules: rules to test, by name or with names of their own: bundled names, paths,
             `TrainedRule`s, or rules without weights.
         baselines: names from `BASELINES`, or `Baseline`s; rates are tuned on other seeds.
-        optimizers: further optimizers taken as they are, name -> callable of parameters.
+        optimizers: further optimizers taken as they are, name -> callable of parameters; the
+            arguments of a `functools.partial` are recorded.
         recipe, scale, protocol: for the records.
         cache: folder where tuned baselines and the runs of rules are kept, and read where task,
             settings, optimizer and, for rules, weights and code are the same; seconds are measured
@@ -157,7 +159,11 @@ def evaluate(
         timed[entry.name] = _at_rate(entry, tuned.rates["mean"])
     for name, make in (optimizers or {}).items():
         say(f"{task.name}: {name}")
-        own = replace(key, optimizer=name, kind="baseline", tuned_for=",".join(CRITERIA))
+        given = make.keywords if isinstance(make, functools.partial) else {}
+        own = replace(
+            key, optimizer=name, kind="baseline", tuned_for=",".join(CRITERIA),
+            hyper_parameters=json.dumps(given, default=str),
+        )  # fmt: skip
         _test(task, own, _by_torch(make), wanted, result.records)
         timed[name] = make
     for name, trained in named.items():
