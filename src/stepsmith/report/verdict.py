@@ -25,12 +25,15 @@ def _about(row: dict[str, Any]) -> tuple[Any, ...]:
 
 
 def _verdict(mean: dict[str, Any], final: dict[str, Any]) -> str:
+    corrected = mean["protocol"] == "corrected"
     head = f"{mean['task']}, {mean['horizon']} steps, {mean['seeds']} seeds: {mean['optimizer']}"
+    head = head if corrected else f"{mean['protocol']}: {head}"
+    best = "best tuned baseline" if corrected else "best baseline"
     bad = f" {mean['diverged']} of its runs diverged." if mean["diverged"] else ""
     if mean["ratio"] is None:
         return f"{head} has a mean training loss of {mean['mean']:.4g}; no baseline was run.{bad}"
     return (
-        f"{head} has {_share(mean)} the mean training loss of the best tuned baseline, "
+        f"{head} has {_share(mean)} the mean training loss of the {best}, "
         f"{mean['against']}: {_leader(mean)}. Final loss: {_share(final)} that of the best, "
         f"{final['against']}: {_leader(final)}.{bad}"
     )
