@@ -72,9 +72,8 @@ def _table(summary: dict[str, Any], scale: str) -> str:
             f"{_ratio(mean)} | {final['mean']:.4g} | {final['median']:.4g} | {_ratio(final)} | "
             f"{mean['diverged']}/{mean['seeds']} |"
         )
-    machine = summary["machine"]
-    cpu = machine.get("cpu") or machine.get("processor") or ""
-    return "\n".join(lines) + f"\n\n`results/{summary['recipe']}/{scale}`; {cpu}."
+    where = f"`results/{summary['recipe']}/{scale}`; {summary['machine']['processor']}."
+    return "\n".join([*lines, "", where])
 
 
 def _ratio(row: dict[str, Any]) -> str:

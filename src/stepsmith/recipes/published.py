@@ -11,12 +11,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 
-from stepsmith.evaluate import evaluate
 from stepsmith.hub import TrainedRule
 from stepsmith.tasks import ModuleTask, Task, load_images
 from stepsmith.tasks.networks.convnet import ConvNet
@@ -92,14 +91,8 @@ def compare(
         rules: for the figure's learned curves; batch-norm's scale and shift stay untouched.
         others: name -> (rule, the task it really trained), for a curve that shows another task.
     """
-    settings: dict[str, Any] = {
-        "recipe": study.recipe, "scale": study.scale.name, "protocol": PROTOCOL, "say": study.say,
-        "steps": study.scale.first.steps, "seeds": study.scale.first.seeds, "timing_rounds": 0,
-        "cache": study.cache / "baselines",
-    }  # fmt: skip
     optimizers = {opt: partial(_MAKE[opt], lr=rate) for opt, rate in RATES[name].items()}
-    result = evaluate(task(study, name), (), (), optimizers=optimizers, **settings)
-    study.records.extend(result.records)
+    study.compare(task(study, name), {}, (), protocol=PROTOCOL, optimizers=optimizers)
     by_rules = [(rules, task(study, name, affine=False))]
     for label, (trained, trained_on) in (others or {}).items():
         shown = task(study, trained_on)
@@ -107,4 +100,4 @@ def compare(
         by_rules.append(({label: trained}, shown))
     for named, made in by_rules:
         if named:
-            study.records.extend(evaluate(made, named, (), **settings).records)
+            study.compare(made, named, (), protocol=PROTOCOL)
