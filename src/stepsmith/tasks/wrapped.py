@@ -1,0 +1,54 @@
+"""A task that is another one seen differently."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
+
+import torch
+
+from stepsmith.tasks.base import Batch, Task
+
+
+class WrappedTask(Task):
+    """Data, device and stacking of another task; what is optimised, and how it starts, are the
+    subclass's.
+
+    Args:
+        task: the other one.
+    """
+
+    def __init__(self, task: Task):
+        self.task = task
+        self.name = task.name
+        self.device, self.has_test, self.stacking = task.device, task.has_test, task.stacking
+
+    @property
+    def data_name(self) -> str:
+        """The other task's data."""
+        return self.task.data_name
+
+    @property
+    def network_name(self) -> str:
+        """The other task's optimizee."""
+        return self.task.network_name
+
+    def batch(self, generator: torch.Generator, split: str) -> Batch:
+        """As the other task."""
+        return self.task.batch(generator, split)
+
+    def batches(self, generators: Sequence[torch.Generator], split: str) -> Batch:
+        """As the other task."""
+        return self.task.batches(generators, split)
+
+    def stream(self, generators: Sequence[torch.Generator], split: str) -> Iterator[Batch]:
+        """As the other task."""
+        return self.task.stream(generators, split)
+
+    def test_batches(self) -> Iterator[Batch]:
+        """As the other task."""
+        return self.task.test_batches()
+
+    def randomness(self, generator: torch.Generator) -> AbstractContextManager[None]:
+        """As the other task."""
+        return self.task.randomness(generator)
