@@ -15,6 +15,7 @@ from stepsmith.recipes.paper_a import halved
 from stepsmith.recipes.preprocessing import harm
 from stepsmith.recipes.price import CostModel, Costs, trainings
 from stepsmith.recipes.rules import RULES
+from stepsmith.recipes.techniques import against_plain
 
 
 @pytest.fixture(scope="module")
@@ -146,3 +147,18 @@ def test_every_recipe_runs_quickly(name, cache, tmp_path):
         recipe(name), QUICK, folder=tmp_path / name, cache=cache, command=f"recipe run {name}"
     )
     assert summary["rows"]
+
+
+def test_techniques_are_compared_with_the_plain_meta_training_of_their_seed():
+    records = Records()
+    levels = {"plain, seed 0": 1.0, "plain, seed 1": 2.0, "x, seed 0": 0.5, "x, seed 1": 4.0}
+    for optimizer, level in levels.items():
+        key = Key(recipe="t", scale="t", task="toy", optimizer=optimizer, kind="learned",
+                  purpose="test", horizon=20)  # fmt: skip
+        values = np.full((3, 20), level)
+        records.add(key, "train_loss", values, seeds=range(3), steps=range(20), split="train")
+    rows = against_plain(records, ["plain", "x"], [0, 1])
+    found = {(row["criterion"], row["technique"]): row for row in rows}
+    assert found["mean", "x"]["ratios"] == [0.5, 2.0]
+    assert found["final", "x"]["ratio"] == pytest.approx(1.0)
+    assert found["mean", "plain"]["ratio"] == 1.0

@@ -1,12 +1,12 @@
 """The papers' figures and tables as programs."""
 
 from stepsmith.names import unknown
-from stepsmith.recipes import general, language, paper_a, preprocessing, price
+from stepsmith.recipes import general, language, paper_a, preprocessing, price, techniques
 from stepsmith.recipes.study import FULL, QUICK, SCALES, Recipe, Study, core_hours, run_recipe
 
 RECIPES: dict[str, Recipe] = {
     recipe.name: recipe
-    for part in (paper_a, price, language, general, preprocessing)
+    for part in (paper_a, price, language, general, preprocessing, techniques)
     for recipe in part.RECIPES
 }
 

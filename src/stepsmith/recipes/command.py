@@ -36,7 +36,8 @@ def list_command() -> None:
     for entry in RECIPES.values():
         table.add_row(entry.name, entry.what)
     console.print(table)
-    console.print(f"rules: {', '.join(RULES)}")
+    listed = [name for name in RULES if not name.startswith("technique-")]
+    console.print(f"rules: {', '.join(listed)}; and technique-NAME-SEED of a15-techniques")
 
 
 @app.command("run")

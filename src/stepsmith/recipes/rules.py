@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from stepsmith.rules import Rule, l2o_dm, make_rule
@@ -20,6 +20,7 @@ class MetaTraining:
         config: of `meta_train`, its budget in inner steps.
         further: changes to `config` for stages that go on from the one before.
         protocol: which data and network the tasks stand for.
+        scaled: `"coordinate"` or `"tensor"`: each task by `RandomlyScaled`; empty, as it is.
     """
 
     tasks: tuple[str, ...]
@@ -27,6 +28,7 @@ class MetaTraining:
     config: dict[str, Any]
     further: tuple[dict[str, Any], ...] = ()
     protocol: Protocol = "corrected"
+    scaled: str = ""
 
     @property
     def stages(self) -> list[dict[str, Any]]:
@@ -68,6 +70,37 @@ _OWN: dict[str, Any] = {
 
 def _own(task: str, steps: int, **changes: Any) -> MetaTraining:
     return MetaTraining((task,), _relative(), {**_OWN, "steps": steps, **changes})
+
+
+def _technique(*more: str, scaled: str = "", **changes: Any) -> MetaTraining:
+    """One of `TECHNIQUES`: the MLP, a fifth of its usual budget, one thing changed."""
+    config = {**_OWN, "steps": 60_000, "samples": 400_000, **changes}
+    if "horizons" in config:
+        del config["horizon"]
+    return MetaTraining(("mlp-mnist", *more), _relative(), config, scaled=scaled)
+
+
+TECHNIQUES: dict[str, MetaTraining] = {
+    "plain": _technique(),
+    "windows of 20": _technique(window=20, copies=5),
+    "final loss": _technique(loss="final"),
+    "log loss": _technique(loss="log"),
+    "curriculum": _technique(horizons=(100, 300, 1000)),
+    "imitation": _technique(imitation=0.3, teacher_lr=0.03),
+    "scaled coordinates": _technique(scaled="coordinate"),
+    "scaled tensors": _technique(scaled="tensor"),
+    "with the ConvNet": _technique("convnet-mnist"),
+    "with two more MLPs": _technique("mlp64-relu-fashion_mnist", "mlp32x32-tanh-mnist"),
+}
+"""What the field offers for meta-training, one at a time, at equal budgets of inner steps."""
+
+TECHNIQUE_SEEDS = (0, 1)
+"""Of each technique's meta-trainings."""
+
+
+def technique(name: str, seed: int) -> str:
+    """The name in `RULES` of a technique's meta-training."""
+    return f"technique-{name.lower().replace(' ', '-')}-{seed}"
 
 
 MANY = (
@@ -112,4 +145,9 @@ RULES: dict[str, MetaTraining] = {
     "bert-e2e": _own("bert-e2e", 30_000, validation_copies=4),
     "bert-lora-e2e": _own("bert-lora-e2e", 15_000, validation_copies=4),
     "convnet-fashion_mnist": _own("convnet-fashion_mnist", 100_000, samples=None, validations=20),
+    **{
+        technique(name, seed): replace(plan, config={**plan.config, "seed": seed})
+        for name, plan in TECHNIQUES.items()
+        for seed in TECHNIQUE_SEEDS
+    },
 }  # fmt: skip

@@ -12,13 +12,13 @@ from typing import Any
 
 from stepsmith.evaluate import BASELINES, Baseline, Evaluation, Records, evaluate
 from stepsmith.hub import TrainedRule, load
-from stepsmith.meta import meta_train
+from stepsmith.meta import meta_train, train_curriculum
 from stepsmith.names import unknown
 from stepsmith.recipes import published
 from stepsmith.recipes.rules import RULES, MetaTraining
 from stepsmith.report import verdicts, write_results
 from stepsmith.rules import Rule
-from stepsmith.tasks import Task, make_task
+from stepsmith.tasks import RandomlyScaled, Task, make_task
 
 _log = logging.getLogger("stepsmith")
 
@@ -121,13 +121,15 @@ class Study:
     def _meta_task(self, plan: MetaTraining, name: str) -> Task:
         if plan.protocol == published.PROTOCOL:
             return published.task(self, name, affine=False)
-        return self.task(name)
+        task = self.task(name)
+        return RandomlyScaled(task, per=plan.scaled) if plan.scaled else task
 
     def _stage(
         self, name: str, tasks: list[Task], start: Rule | TrainedRule, config: dict[str, Any]
     ) -> TrainedRule:
         config = dict(config)
-        least = config.get("horizon", 100) * config.get("copies", 4) * len(tasks)
+        horizons = config.get("horizons", (config.get("horizon", 100),))
+        least = sum(horizons) * config.get("copies", 4) * len(tasks)
         config["steps"] = max(least, int(config["steps"] * self.scale.meta))
         if self.scale.name == "quick":
             config["validation_copies"] = 2
@@ -141,8 +143,9 @@ class Study:
         if done.exists():
             return load(done)
         self.say(f"meta-training {name}")
-        resume = (folder / "run.safetensors").exists()
-        return meta_train(tasks, start, out=folder, resume=resume, name=name, **config)
+        learn = train_curriculum if "horizons" in config else meta_train
+        resume = any(folder.rglob("run.safetensors"))
+        return learn(tasks, start, out=folder, resume=resume, name=name, **config)
 
     def compare(
         self,

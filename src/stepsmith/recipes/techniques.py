@@ -1,0 +1,84 @@
+"""What the field offers for meta-training, one technique at a time: which of it earns its place."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+
+from stepsmith.evaluate import BASELINES, Records
+from stepsmith.evaluate.statistics import score
+from stepsmith.recipes.paper_a import LONG
+from stepsmith.recipes.rules import TECHNIQUE_SEEDS, TECHNIQUES, technique
+from stepsmith.recipes.study import Recipe, Study
+
+PLAIN = "plain"
+
+
+def techniques(study: Study) -> None:
+    """Each technique's rules on the MLP, at ten times its horizon, and on a network none saw."""
+    rules = {
+        f"{name}, seed {seed}": study.rule(technique(name, seed))
+        for name in TECHNIQUES
+        for seed in TECHNIQUE_SEEDS
+    }
+    mlp, other = study.task("mlp-mnist"), study.task("cnn8-fashion_mnist")
+    first = study.compare(mlp, rules, BASELINES)
+    study.compare(other, rules, BASELINES)
+    if study.scale.long is not None:
+        study.compare(
+            mlp, rules, LONG, horizon=study.scale.long,
+            tune_around={name: first.tuned[name].rates["final"] for name in LONG},
+        )  # fmt: skip
+    study.findings["techniques"] = against_plain(study.records, TECHNIQUES, TECHNIQUE_SEEDS)
+
+
+def against_plain(
+    records: Records, names: Iterable[str], seeds: Iterable[int]
+) -> list[dict[str, Any]]:
+    """Each technique's losses over those of the plain meta-training of the same seed.
+
+    Args:
+        records: with `train_loss` of rules named `NAME, seed SEED`.
+        names: of the techniques, `PLAIN` among them.
+        seeds: of the meta-trainings.
+
+    Returns:
+        For each task, horizon, criterion (mean or final loss) and technique the geometric mean of
+        the ratios over seeds of meta-training, and the ratios.
+    """
+    names, seeds = list(names), list(seeds)
+    blocks = {
+        (block.key.task, block.key.horizon, block.key.optimizer): block.values
+        for block in records.select("train_loss", purpose="test")
+        if block.key.kind == "learned"
+    }
+    found = []
+    for task, horizon in dict.fromkeys((task, horizon) for task, horizon, _ in blocks):
+        for criterion in ("mean", "final"):
+            level = {
+                (name, seed): float(
+                    score(blocks[task, horizon, f"{name}, seed {seed}"], criterion).mean()
+                )
+                for name in names
+                for seed in seeds
+            }
+            for name in names:
+                ratios = [level[name, seed] / level[PLAIN, seed] for seed in seeds]
+                found.append(
+                    {
+                        "task": task, "horizon": horizon, "criterion": criterion,
+                        "technique": name, "ratio": float(np.exp(np.log(ratios).mean())),
+                        "ratios": ratios,
+                    }
+                )  # fmt: skip
+    return found
+
+
+RECIPES = (
+    Recipe(
+        "a15-techniques", "curriculum, imitation, scaling, mixing, meta-losses: ablations",
+        techniques,
+    ),
+)  # fmt: skip
