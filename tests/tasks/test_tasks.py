@@ -12,7 +12,7 @@ from torch import nn
 from stepsmith import Task, make_task
 from stepsmith.tasks import NETWORKS, ImageSet, ImageTask, Quadratic, task_names
 from stepsmith.tasks.data import ArrayData, as_data
-from stepsmith.tasks.networks.convnet import Convolution
+from stepsmith.tasks.networks.few_channels import Convolution
 
 
 def seeded(seed: int = 0) -> torch.Generator:

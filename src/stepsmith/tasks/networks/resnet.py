@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from stepsmith.tasks.networks.convnet import Convolution
+from stepsmith.tasks.networks.few_channels import Convolution
 
 MakeNorm = Callable[[int], nn.Module]
 
