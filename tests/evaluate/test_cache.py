@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 from dataclasses import replace
 
@@ -104,6 +105,20 @@ def test_a_nameless_optimizer_is_never_read(tmp_path, trainings):
         evaluate(Quadratic(3), [], [entry], cache=tmp_path, **FEW)
         assert trainings
     assert not list(tmp_path.glob("*.parquet"))
+
+
+def test_an_optimizer_taken_as_it_is_is_kept_too(tmp_path, trainings):
+    def measured(**arguments):
+        trainings.clear()
+        given = {"given": functools.partial(torch.optim.SGD, **arguments)}
+        found = evaluate(Quadratic(3), [], [], optimizers=given, cache=tmp_path, **FEW)
+        return values(found, purpose="test"), len(trainings)
+
+    first, again = measured(lr=0.01), measured(lr=0.01)
+    assert (first[1], again[1]) == (1, 0)
+    assert again[0] == first[0]
+    assert measured(lr=0.02)[1] == 1
+    assert measured(lr=0.01, momentum=0.5)[1] == 1
 
 
 def test_other_weights_miss(tmp_path, trainings):

@@ -128,13 +128,29 @@ def _batch_hash(batch: Batch) -> str:
 def decides_baseline(entry: Baseline, **settings: Any) -> dict[str, Any] | None:
     """What decides a tuned baseline; None for a nameless callable, which cannot be told from
     another."""
-    module, name = (getattr(entry.make, part, "<") for part in ("__module__", "__qualname__"))
-    if "<" in f"{module}{name}":
+    optimizer = _named(entry.make)
+    if optimizer is None:
         return None
     return {
-        "optimizer": f"{module}:{name}", "name": entry.name, "centre": entry.centre,
+        "optimizer": optimizer, "name": entry.name, "centre": entry.centre,
         "fixed": entry.fixed, **settings,
     }  # fmt: skip
+
+
+def decides_optimizer(make: Callable[..., Any], **settings: Any) -> dict[str, Any] | None:
+    """What decides the runs of an optimizer taken as it is: a callable with a name, or a
+    `functools.partial` of one with keywords alone; None for any other."""
+    given = make.keywords if isinstance(make, functools.partial) and not make.args else {}
+    called = make.func if isinstance(make, functools.partial) and not make.args else make
+    optimizer = _named(called)
+    if optimizer is None:
+        return None
+    return {"optimizer": optimizer, "arguments": given, **settings}
+
+
+def _named(make: Callable[..., Any]) -> str | None:
+    module, name = (getattr(make, part, "<") for part in ("__module__", "__qualname__"))
+    return None if "<" in f"{module}{name}" else f"{module}:{name}"
 
 
 def decides_rule(trained: TrainedRule, **settings: Any) -> dict[str, Any] | None:

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from stepsmith.evaluate import cost
 from stepsmith.evaluate.baselines import BASELINES, Baseline, baseline
-from stepsmith.evaluate.cache import Cache, decides_baseline, decides_rule
+from stepsmith.evaluate.cache import Cache, decides_baseline, decides_optimizer, decides_rule
 from stepsmith.evaluate.records import Key, Records
 from stepsmith.evaluate.statistics import summarise
 from stepsmith.evaluate.tuning import (
@@ -125,9 +125,9 @@ def evaluate(
         optimizers: further optimizers taken as they are, name -> callable of parameters; the
             arguments of a `functools.partial` are recorded.
         recipe, scale, protocol: for the records.
-        cache: folder where tuned baselines and the runs of rules are kept, and read where task,
-            settings, optimizer and, for rules, weights and code are the same; seconds are measured
-            anew. Folders may be shared by tasks and experiments.
+        cache: folder where tuned baselines and the runs of rules and other optimizers are kept,
+            and read where task, settings, optimizer and, for rules, weights and code are the same;
+            seconds are measured anew. Folders may be shared by tasks and experiments.
         say: told what is being done.
         settings: fields of `Settings` (steps, seeds, tuning_seeds, points, copies, ...).
 
@@ -164,7 +164,7 @@ def evaluate(
             key, optimizer=name, kind="baseline", tuned_for=",".join(CRITERIA),
             hyper_parameters=json.dumps(given, default=str),
         )  # fmt: skip
-        _test(task, own, _by_torch(make), wanted, result.records)
+        _tested_optimizer(task, make, own, wanted, result.records, kept)
         timed[name] = make
     for name, trained in named.items():
         say(f"{task.name}: {name}")
@@ -298,6 +298,25 @@ def _tested_rule(
     )  # fmt: skip
     records.extend(
         cache.fetch(trained.name, decides, measure, lambda old: replace(key, purpose=old.purpose))
+    )
+
+
+def _tested_optimizer(
+    task: Task,
+    make: cost.MakeOptimizer,
+    key: Key,
+    wanted: Settings,
+    records: Records,
+    cache: Cache,
+) -> None:
+    def measure() -> Records:
+        found = Records()
+        _test(task, key, _by_torch(make), wanted, found)
+        return found
+
+    decides = decides_optimizer(make, steps=wanted.steps, seeds=wanted.seeds, protocol=key.protocol)
+    records.extend(
+        cache.fetch(key.optimizer, decides, measure, lambda old: replace(key, purpose=old.purpose))
     )
 
 
