@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from stepsmith import load, store
-from stepsmith.meta import MetaTrainConfig, meta_train
+from stepsmith.meta import MetaTrainConfig, meta_train, train_curriculum
 from stepsmith.meta.trainer import Run
 from stepsmith.rules import make_rule
 from stepsmith.store import CheckpointError
@@ -78,6 +78,15 @@ def test_a_checkpoint_of_other_settings_is_refused(tmp_path):
         meta_train(Quadratic(3), "rnnprop", steps=72, out=tmp_path, resume=True, **SMALL)
     with pytest.raises(CheckpointError, match="no such file"):
         meta_train(Quadratic(3), steps=72, out=tmp_path / "none", resume=True, **SMALL)
+
+
+def test_an_earlier_run_is_not_overwritten(tmp_path):
+    first = meta_train(Quadratic(3), steps=72, out=tmp_path, **SMALL)
+    with pytest.raises(ValueError, match="holds an earlier meta-training"):
+        meta_train(Quadratic(3), steps=72, out=tmp_path, **SMALL)
+    with pytest.raises(ValueError, match="holds an earlier meta-training"):
+        train_curriculum(Quadratic(3), horizons=(5, 10), steps=72, copies=2, out=tmp_path)
+    assert load(tmp_path / "rule.safetensors").fingerprint == first.fingerprint
 
 
 def test_a_finished_run_can_be_given_more_budget(tmp_path):

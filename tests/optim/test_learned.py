@@ -6,6 +6,7 @@ import copy
 import io
 import pickle
 import warnings
+from dataclasses import replace
 
 import pytest
 import torch
@@ -197,6 +198,23 @@ def test_state_dict_round_trip_is_bitwise(dtype, used, through):
     assert tensors_equal(optimizer.state_dict()["state"], other.state_dict()["state"])
 
 
+def other_weights():
+    rule = trained()
+    return replace(rule, weights={key: 1.01 * value for key, value in rule.weights.items()})
+
+
+def test_a_state_that_does_not_tell_its_rule_loads():
+    params = parameters()
+    optimizer = LearnedOptimizer(params, trained())
+    run(optimizer, params, [1])
+    state = copy.deepcopy(optimizer.state_dict())
+    for group in state["param_groups"]:
+        del group["rule"]
+    optimizer.load_state_dict(state)
+    assert "rule" not in state["param_groups"][0]
+    assert "rule" in optimizer.state_dict()["param_groups"][0]
+
+
 def test_loading_does_not_share_memory():
     params, others = parameters(), parameters()
     optimizer, other = LearnedOptimizer(params, trained()), LearnedOptimizer(others, trained())
@@ -215,6 +233,7 @@ def test_loading_does_not_share_memory():
         (lambda p: torch.optim.Adam(p), "'h0' .* has None"),
         (lambda p: LearnedOptimizer([p[1], p[0], *p[2:]], trained()), r"has \(5,\)"),
         (lambda p: LearnedOptimizer(p[:2], trained()), "size of optimizer's group"),
+        (lambda p: LearnedOptimizer(p, other_weights()), "saved with other weights"),
     ],
 )
 def test_a_state_that_does_not_fit_changes_nothing(make, match):

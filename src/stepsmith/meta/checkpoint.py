@@ -122,3 +122,13 @@ def _difference(want: Any, have: Any) -> str:
         odd = [key for key in want | have if want.get(key) != have.get(key)]
         return ", ".join(f"{key}={have.get(key)!r} (now {want.get(key)!r})" for key in odd)
     return f"{have!r} (now {want!r})"
+
+
+def require_fresh(owner: str, folder: Path) -> None:
+    """Raise ValueError where a folder holds an earlier meta-training, which would be lost."""
+    held = [name for name in ("run.safetensors", "rule.safetensors") if (folder / name).exists()]
+    if held:
+        raise ValueError(
+            f"{owner}: {folder} holds an earlier meta-training ({', '.join(held)}); continue it "
+            "with resume=True, or give another folder"
+        )

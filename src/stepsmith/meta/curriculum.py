@@ -18,6 +18,7 @@ from typing import Any
 
 from stepsmith.hub import TrainedRule
 from stepsmith.meta.adjoint import Window
+from stepsmith.meta.checkpoint import require_fresh
 from stepsmith.meta.config import MetaTrainConfig
 from stepsmith.meta.trainer import Run, has_stalled, meta_train
 from stepsmith.rules import Rule
@@ -85,6 +86,8 @@ def train_curriculum(
     folder = None if out is None else Path(out)
     if folder is None and (resume or tensorboard):
         raise ValueError("train_curriculum: resume and tensorboard need out=FOLDER")
+    if folder is not None and not resume:
+        require_fresh("train_curriculum", folder)
     unit = "steps" if config.get("steps") is not None else "seconds"
     counter = "inner_steps" if unit == "steps" else "seconds"
     start = rule.manifest if isinstance(rule, TrainedRule) else {}

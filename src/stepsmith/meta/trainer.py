@@ -18,7 +18,7 @@ from torch import Tensor
 
 from stepsmith.hub import TrainedRule
 from stepsmith.meta.adjoint import Window
-from stepsmith.meta.checkpoint import load_run, save_run
+from stepsmith.meta.checkpoint import load_run, require_fresh, save_run
 from stepsmith.meta.config import MetaTrainConfig
 from stepsmith.meta.episodes import Episodes, joint_name, joint_score
 from stepsmith.meta.interrupt import Interrupt
@@ -231,7 +231,7 @@ def meta_train(
             weights; a `TrainedRule` (`load` gives one) to go on from its weights. The manifest then
             counts its seconds too, and tells its history under `parent`.
         out: folder for checkpoints (`run.safetensors`, every few minutes and at the end) and the
-            result (`rule.safetensors`); None writes nothing.
+            result (`rule.safetensors`), without those of another run; None writes nothing.
         resume: continue from the checkpoint in `out`, to the same numbers as an uninterrupted run
             (bitwise on a CPU with a budget in steps).
         progress: show a bar with rates and the expected end.
@@ -244,7 +244,8 @@ def meta_train(
         The rule with the weights that validated best.
 
     Raises:
-        ValueError: a bad configuration, a rule without weights, a checkpoint of another one.
+        ValueError: a bad configuration, a rule without weights, a checkpoint of another one, a
+            folder that holds a meta-training and is not to be resumed.
         RuntimeError: no validation ever had a finite score.
         KeyboardInterrupt: interrupted; the window was finished and a checkpoint written first.
 
@@ -263,6 +264,8 @@ def meta_train(
     if resume:
         assert checkpoint is not None
         load_run(run, checkpoint)
+    elif folder is not None:
+        require_fresh("meta_train", folder)
     earlier, earlier_cores = run.progress.elapsed, run.progress.core_seconds
     begun = saved = time.perf_counter()
     begun_cores = time.process_time()

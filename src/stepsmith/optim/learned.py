@@ -80,7 +80,10 @@ class LearnedOptimizer(torch.optim.Optimizer):
         self.skipped_steps = 0
         self._warned: set[str] = set()
         self._forget()
-        super().__init__(params, {"lr": lr, "weight_decay": weight_decay, "maximize": maximize})
+        # Travels with every saved state; a number, since sharded checkpoints take no strings.
+        self._mark = int(self.trained.fingerprint[:12], 16)
+        own = {"lr": lr, "weight_decay": weight_decay, "maximize": maximize, "rule": self._mark}
+        super().__init__(params, own)
 
     def _forget(self) -> None:
         """Drop everything derived from `state`."""
@@ -89,7 +92,9 @@ class LearnedOptimizer(torch.optim.Optimizer):
 
     def __getstate__(self) -> dict[str, Any]:
         # Optimizer keeps only defaults, state and groups when it is copied or pickled.
-        kept = ("trained", "backend", "carry_dtype", "nonfinite", "skipped_steps", "_warned")
+        kept = (
+            "trained", "backend", "carry_dtype", "nonfinite", "skipped_steps", "_warned", "_mark",
+        )  # fmt: skip
         return {**super().__getstate__(), **{key: self.__dict__[key] for key in kept}}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -134,6 +139,8 @@ class LearnedOptimizer(torch.optim.Optimizer):
         finally:
             handle.remove()
         (loaded,) = seen
+        for group in self.param_groups:  # states saved before groups told their rule
+            group.setdefault("rule", self._mark)
         # Optimizer.load_state_dict casts state to the parameter's dtype, which would round float32
         # statistics of a bfloat16 parameter.
         saved_ids = [key for group in loaded["param_groups"] for key in group["params"]]
@@ -164,6 +171,11 @@ class LearnedOptimizer(torch.optim.Optimizer):
                         f"{want} for rule {self.trained.name!r}, has {have}; load a state into the "
                         "rule and the parameters it was saved with"
                     )
+        if any(group.get("rule", self._mark) != self._mark for group in loading["param_groups"]):
+            raise ValueError(
+                f"LearnedOptimizer: the state was saved with other weights than those of rule "
+                f"{self.trained.name!r}; load it with the rule it belongs to, or start afresh"
+            )
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
