@@ -14,6 +14,8 @@ import re
 from pathlib import Path
 from typing import Any
 
+from stepsmith.report.verdict import ratio_text
+
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs" / "7-paper-a.md"
 SCALES = ("full", "hundred", "quick")
@@ -57,8 +59,7 @@ def _table(summary: dict[str, Any], scale: str) -> str:
             best.setdefault(key[:3], []).append((cells["mean_train_loss"]["mean"], key[3]))
     lines = [HEAD]
     for key in sorted(found, key=lambda k: (k[0] != "as-published", k[2], k[1])):
-        cells = found[key]
-        mean, final = cells["mean_train_loss"], cells["final_train_loss"]
+        mean, final = (found[key][metric] for metric in ("mean_train_loss", "final_train_loss"))
         ranks = [name for _, name in sorted(best.get(key[:3], []))[:3]]
         if mean["kind"] == "baseline" and key[3] not in (*ranks, "adam", "nag"):
             continue
@@ -67,21 +68,14 @@ def _table(summary: dict[str, Any], scale: str) -> str:
             dict.fromkeys(f"{value:g}" for value in rates if value is not None)
         )  # fmt: skip
         name = f"**{key[3]}**" if mean["kind"] == "learned" else key[3]
-        lines.append(
-            f"| {key[0]} | {key[1]}, {key[2]:,} | {name} | {rate} | {mean['mean']:.4g} | "
-            f"{_ratio(mean)} | {final['mean']:.4g} | {final['median']:.4g} | {_ratio(final)} | "
-            f"{mean['diverged']}/{mean['seeds']} |"
-        )
+        cells = (
+            key[0], f"{key[1]}, {key[2]:,}", name, rate, f"{mean['mean']:.4g}", ratio_text(mean),
+            f"{final['mean']:.4g}", f"{final['median']:.4g}", ratio_text(final),
+            f"{mean['diverged']}/{mean['seeds']}",
+        )  # fmt: skip
+        lines.append(f"| {' | '.join(cells)} |")
     where = f"`results/{summary['recipe']}/{scale}`; {summary['machine']['processor']}."
     return "\n".join([*lines, "", where])
-
-
-def _ratio(row: dict[str, Any]) -> str:
-    if row["ratio"] is None:
-        return ""
-    if row["ratio_low"] is None or row["ratio_high"] is None:
-        return f"{row['ratio']:.3f}"
-    return f"{row['ratio']:.3f} [{row['ratio_low']:.3f}, {row['ratio_high']:.3f}]"
 
 
 if __name__ == "__main__":

@@ -128,6 +128,23 @@ def test_a_curriculum_and_its_resumption(tmp_path, capsys, monkeypatch):
     assert "curriculum" in run(capsys, "info", str(folder / "rule.safetensors"))[1]
 
 
+def test_options_of_meta_training_reach_it(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    given = {"imitation": 0.5, "teacher-lr": 0.05, "accumulate": 2, "balance": "loss",
+             "patience": 2, "proportions": "2,1"}  # fmt: skip
+    options = [part for key, value in given.items() for part in (f"--{key}", str(value))]
+    tasks = ["--task", "quadratic", "--task", "quadratic"]
+    arguments = ["--horizon", "10", "--steps", "200", "--copies", "2", *tasks, *options]
+    assert run(capsys, "train", *arguments)[0] == 0
+    (folder,) = (tmp_path / "runs").iterdir()
+    used = load(folder / "rule.safetensors").manifest["meta_training"]
+    assert used["proportions"] == [2.0, 1.0]
+    assert all(
+        used[key.replace("-", "_")] == value for key, value in given.items() if key != "proportions"
+    )
+    assert run(capsys, "train", "--resume", str(folder))[0] == 0
+
+
 def test_only_a_training_run_is_continued(tmp_path, capsys):
     (tmp_path / "config.json").write_text('{"task": "quadratic", "rules": []}')
     code, _, err = run(capsys, "train", "--resume", str(tmp_path))
@@ -172,6 +189,8 @@ def test_a_users_own_task(tmp_path, capsys, monkeypatch):
         (["train", "--steps", "9", "--horizon", "5", "--curriculum", "5,10"], "not both"),
         (["train", "--steps", "9", "--curriculum", "5;10"], "with commas between"),
         (["train", "--task", "quadratic", "--steps", "9", "--curriculum", "9,5"], "must grow"),
+        (["train", "--steps", "9", "--proportions", "2;1"], "with commas between"),
+        (["train", *SMALL, "--proportions", "2,1"], "one a task"),
         (["train", "--resume", "nowhere"], "no such file; --resume takes the folder"),
         (["evaluate", "--task", "quadratic", "--seeds", "0", "-b", "adam"], "seeds must be"),
         (["bench", "--task", "quadratic", "--rounds", "0"], "rounds must be at least 1"),

@@ -120,6 +120,22 @@ def train(
     samples: Annotated[int, typer.Option(help="Coordinate-steps replayed a window.")] = 40_000,
     loss: Annotated[str, typer.Option(help="Meta-loss: mean, final or log.")] = "mean",
     lr: Annotated[float, typer.Option(help="Meta-Adam's peak rate.")] = 1e-2,
+    imitation: Annotated[
+        float, typer.Option(help="Chance that an episode follows a teacher, Adam.")
+    ] = 0.0,
+    teacher_lr: Annotated[float | None, typer.Option(help="The teacher's rate [0.01].")] = None,
+    proportions: Annotated[
+        str | None, typer.Option(help="Shares of the windows, one a task, such as 2,1,1.")
+    ] = None,
+    accumulate: Annotated[
+        int, typer.Option(help="Windows averaged for a meta-update, of as many tasks.")
+    ] = 1,
+    balance: Annotated[
+        str | None, typer.Option(help="Of several tasks' meta-gradients: gradient, loss or none.")
+    ] = None,
+    patience: Annotated[
+        int | None, typer.Option(help="End after so many validations that were no better.")
+    ] = None,
     seed: Annotated[int, typer.Option(help="Seed of everything.")] = 0,
     hidden: Annotated[int | None, typer.Option(help="LSTM units a layer.")] = None,
     layers: Annotated[int | None, typer.Option(help="LSTM layers.")] = None,
@@ -155,13 +171,16 @@ def train(
             raise ValueError("train: the budget, --seconds or --steps, must be above 0")
         if seconds is not None:
             budget = {"seconds": seconds}
+        optional = {"teacher_lr": teacher_lr, "balance": balance, "patience": patience}
+        optional = {key: value for key, value in optional.items() if value is not None}
         config: dict[str, Any] = {
             "tasks": task or ["mlp-mnist"], "source": source,
             "data_dir": str(data_dir) if data_dir else None,
             "rule": rule, "rule_arguments": {k: v for k, v in given.items() if v is not None},
             "meta_training": {
                 **budget, **_horizons(horizon, curriculum), "window": window, "copies": copies,
-                "samples": samples, "loss": loss, "lr": lr, "seed": seed,
+                "samples": samples, "loss": loss, "lr": lr, "seed": seed, "imitation": imitation,
+                "accumulate": accumulate, "proportions": _numbers(proportions), **optional,
             },
             "name": name, "command": _command(),
         }  # fmt: skip
@@ -392,6 +411,17 @@ def _data_options(config: dict[str, Any]) -> dict[str, Any]:
     if ":" in config["task"]:
         return {}
     return {"source": config["source"], "data_dir": config["data_dir"]}
+
+
+def _numbers(text: str | None) -> list[float] | None:
+    if text is None:
+        return None
+    try:
+        return [float(part) for part in text.split(",")]
+    except ValueError:
+        raise ValueError(
+            f"train: --proportions takes numbers with commas between, such as 2,1,1; got {text!r}"
+        ) from None
 
 
 def _horizons(horizon: int | None, curriculum: str | None) -> dict[str, Any]:

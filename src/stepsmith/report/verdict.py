@@ -33,16 +33,23 @@ def _verdict(mean: dict[str, Any], final: dict[str, Any]) -> str:
     if mean["ratio"] is None:
         return f"{head} has a mean training loss of {mean['mean']:.4g}; no baseline was run.{bad}"
     return (
-        f"{head} has {_share(mean)} the mean training loss of the {best}, "
-        f"{mean['against']}: {_leader(mean)}. Final loss: {_share(final)} that of the best, "
-        f"{final['against']}: {_leader(final)}.{bad}"
+        f"{head} has {ratio_text(mean)} times the mean training loss of the {best}, "
+        f"{mean['against']}: {_leader(mean)}. Final loss: {ratio_text(final)} times that of the "
+        f"best, {final['against']}: {_leader(final)}.{bad}"
     )
 
 
-def _share(row: dict[str, Any]) -> str:
+def ratio_text(row: dict[str, Any]) -> str:
+    """A row's ratio with its interval, where it has one; empty where it has no ratio.
+
+    >>> ratio_text({"ratio": 0.9, "ratio_low": 0.85, "ratio_high": 0.951})
+    '0.900 [0.850, 0.951]'
+    """
+    if row["ratio"] is None:
+        return ""
     if row["ratio_low"] is None or row["ratio_high"] is None:
-        return f"{row['ratio']:.3f} times"
-    return f"{row['ratio']:.3f} [{row['ratio_low']:.3f}, {row['ratio_high']:.3f}] times"
+        return f"{row['ratio']:.3f}"
+    return f"{row['ratio']:.3f} [{row['ratio_low']:.3f}, {row['ratio_high']:.3f}]"
 
 
 def _leader(row: dict[str, Any]) -> str:
