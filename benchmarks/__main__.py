@@ -5,6 +5,7 @@ from benchmarks import (
     convnet,
     memory,
     meta_training,
+    networks,
     replay,
     scaling,
     stacking,
@@ -12,6 +13,8 @@ from benchmarks import (
 )
 from benchmarks.common import summary
 
-for benchmark in (step, replay, meta_training, memory, stacking, convnet, scaling, carry_dtype):
+for benchmark in (
+    step, replay, meta_training, memory, stacking, networks, convnet, scaling, carry_dtype,
+):  # fmt: skip
     benchmark.main()
 summary()

@@ -1,4 +1,4 @@
-"""Variants of image sets: what each does, to which split, from which random numbers."""
+"""Random changes of training images: what each does, to which split, from which numbers."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ import math
 import pytest
 import torch
 
-from stepsmith.tasks import ImageTask, load_images, load_variant, make_task
-from stepsmith.tasks.augment import AUGMENTATIONS, noise, rotate, shift
+from stepsmith.tasks import ImageTask, make_task
+from stepsmith.tasks.augment import AUGMENTATIONS, Augment, crop, flip, noise, rotate, shift
 
 SAMPLE = {"source": "sample"}
 
@@ -69,6 +69,48 @@ def test_noise_has_its_deviation():
     assert not torch.equal(added[0], added[1])
 
 
+def test_crops_are_cut_from_the_image_in_a_border_of_zeros():
+    given = images(2, 200, (3, 9, 12)) + 1
+    cut = crop(given, seeded(0, 1))
+    bordered = torch.zeros(2, 200, 3, 17, 20)
+    bordered[..., 4:13, 4:16] = given
+    # Every cut equals exactly one of the 81 windows there are.
+    windows = torch.stack(
+        [bordered[..., y : y + 9, x : x + 12] for y in range(9) for x in range(9)]
+    )
+    equal = (windows == cut).flatten(3).all(-1)
+    assert bool((equal.sum(0) == 1).all())
+
+
+def test_every_crop_is_equally_likely():
+    draws = 8100
+    given = torch.zeros(1, draws, 1, 9, 9)
+    given[..., 4, 4] = 1
+    places = crop(given, seeded(0)).flatten(2).argmax(-1)
+    counts = torch.bincount(places.flatten(), minlength=81).double()
+    # Chi-square with 80 degrees of freedom: mean 80, standard deviation 12.6.
+    assert float(((counts - draws / 81) ** 2 / (draws / 81)).sum()) < 80 + 5 * 160**0.5
+    assert float(counts.min()) > 0
+
+
+def test_flips_exchange_left_and_right_in_half_of_the_images():
+    given = images(2, 2000, (3, 4, 5))
+    turned = flip(given, seeded(0, 1))
+    same = (turned == given).flatten(2).all(-1)
+    mirrored = (turned == given[..., [4, 3, 2, 1, 0]]).flatten(2).all(-1)
+    assert bool((same ^ mirrored).all())
+    for copy in mirrored:
+        assert abs(float(copy.double().mean()) - 0.5) < 5 * 0.5 / 2000**0.5
+    assert not torch.equal(*mirrored)
+
+
+def test_changes_follow_each_other():
+    given = images(1, 40, (3, 9, 12))
+    one, two = seeded(3), seeded(3)
+    together = Augment(("crop", "flip"))(given, one)
+    assert torch.equal(together, flip(crop(given, two), two))
+
+
 @pytest.mark.parametrize("change", AUGMENTATIONS.values(), ids=AUGMENTATIONS)
 def test_a_seed_sees_the_same_images_whatever_runs_beside_it(change):
     given = images(3)
@@ -93,63 +135,3 @@ def test_the_whole_test_split_is_untouched():
     plain, varied = (make_task(f"mlp-mnist{v}", **SAMPLE) for v in ("", "@shift@rotate@500"))
     for one, two in zip(plain.test_batches(), varied.test_batches(), strict=True):
         assert torch.equal(one[0], two[0])
-
-
-def test_inverting_inverts_both_splits():
-    plain, _ = load_variant("mnist", **SAMPLE)
-    inverted, augment = load_variant("mnist@invert", **SAMPLE)
-    assert augment is None
-    for split in ("train_images", "test_images"):
-        total = getattr(plain, split).int() + getattr(inverted, split).int()
-        assert bool((total == 255).all())
-
-
-def test_subsets_are_nested_fixed_and_leave_the_test_split_whole():
-    whole = load_images("mnist", **SAMPLE)
-    small, large = (load_variant(f"mnist@{size}", **SAMPLE)[0] for size in (100, 1000))
-    assert torch.equal(small.train_images, large.train_images[:100])
-    assert torch.equal(load_variant("mnist@100", **SAMPLE)[0].train_labels, small.train_labels)
-    assert torch.equal(small.test_images, whole.test_images)
-    assert len(large.train_labels) == 1000
-    assert len(whole.train_labels) == 10_000
-    assert large.train_labels.unique().numel() == 10
-
-
-def test_names_say_the_variants():
-    task = make_task("convnet-sigmoid-fashion_mnist@200@rotate@noise", **SAMPLE)
-    assert task.name == "convnet-sigmoid-fashion_mnist@200@rotate@noise"
-    assert task.data_name == "fashion_mnist@200@rotate@noise (sample, 200 images)"
-
-
-def test_a_folder_of_the_users_own_has_variants(tmp_path):
-    from PIL import Image
-
-    for split in ("train", "test"):
-        for label in ("a", "b"):
-            folder = tmp_path / "blots" / split / label
-            folder.mkdir(parents=True)
-            for number in range(3):
-                Image.new("L", (8, 6), 40 * number).save(folder / f"{number}.png")
-    task = make_task("mlp-blots@4@shift", data_dir=tmp_path)
-    assert task.data_name == "blots@4@shift (directory, 4 images)"
-    inputs, _ = task.batches(seeded(0), "train")
-    assert inputs.shape == (1, 128, 1, 6, 8)
-
-
-@pytest.mark.parametrize(
-    ("name", "match"),
-    [
-        ("mnist@shfit", "unknown variant of mnist 'shfit'; known: a number of images, invert, noise"
-                        ", rotate, shift. Did you mean 'shift'"),
-        ("mnist@", "unknown variant of mnist ''"),
-        ("mnist@-5", "unknown variant"),
-        ("mnist@10001", "mnist@10001: a subset takes 2 to 10000 training images"),
-        ("mnist@1", "a subset takes 2"),
-        ("mnist@100@200", "give one subset"),
-        ("mnist@noise@noise", "give one variant 'noise'"),
-        ("mnits@noise", "did you mean 'mnist'"),
-    ],
-)  # fmt: skip
-def test_variants_that_are_none(name, match):
-    with pytest.raises(ValueError, match=match):
-        load_variant(name, **SAMPLE)

@@ -25,6 +25,7 @@ from PIL import Image
 from stepsmith.tasks import datasets as module
 from stepsmith.tasks import image_hub
 from stepsmith.tasks.datasets import DataError, ImageSet, load_images
+from stepsmith.tasks.standardise import Standardise
 
 ROOT = Path(__file__).resolve().parents[2]
 SHARED = ROOT.parent / "shared" / "data"
@@ -274,6 +275,64 @@ def test_parquet_files_round_trip(tmp_path, columns, classes):
     loaded = load_images("mine", source="directory", data_dir=tmp_path)
     assert_holds_the_set(loaded, "mine", classes)
     assert torch.equal(loaded.train_images[:, 0], torch.from_numpy(TRAIN))
+
+
+def test_the_fine_labels_are_read_where_there_are_coarse_ones(tmp_path):
+    for split, images, labels in (("train", TRAIN, TRAIN_LABELS), ("test", TEST, TEST_LABELS)):
+        path = tmp_path / f"cifar100/{split}.parquet"
+        write_parquet(path, images, labels, image="img", label="fine_label")
+        table = pq.read_table(path)
+        coarse = pa.array(np.zeros(len(labels), np.int64))
+        pq.write_table(table.append_column("coarse_label", coarse), path)
+    loaded = load_images("CIFAR-100", source="directory", data_dir=tmp_path)
+    assert_holds_the_set(loaded, "cifar100", PLAIN)
+
+
+def test_images_of_several_formats_make_one_set(tmp_path):
+    def encoded(array, kind):
+        buffer = io.BytesIO()
+        Image.fromarray(array).save(buffer, kind, **({"lossless": True} if kind == "WEBP" else {}))
+        return {"bytes": buffer.getvalue(), "path": None}
+
+    colour = pixels(12, (6, 5, 3))
+    kinds = ("WEBP", "PNG", "BMP", "WEBP") * 3
+    rows = [encoded(array, kind) for array, kind in zip(colour, kinds, strict=True)]
+    for split in ("train", "test"):
+        write_parquet(tmp_path / f"mine/{split}.parquet", rows, TRAIN_LABELS)
+    images = load_images("mine", data_dir=tmp_path).train_images
+    assert torch.equal(images, torch.from_numpy(colour).permute(0, 3, 1, 2))
+
+
+def test_a_format_that_is_opened_as_another_is_read(tmp_path):
+    images = [Image.fromarray(array) for array in pixels(2, (16, 8, 3))]
+    buffer = io.BytesIO()
+    images[0].save(buffer, "MPO", save_all=True, append_images=images[1:])  # opened as a JPEG
+    rows = [{"bytes": buffer.getvalue(), "path": None}] * 2
+    for split in ("train", "test"):
+        write_parquet(tmp_path / f"mine/{split}.parquet", rows, [0, 1])
+    assert load_images("mine", data_dir=tmp_path).train_images.shape == (2, 3, 16, 8)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not (SHARED / "cifar10_jpeg").is_dir(), reason="needs CIFAR-10")
+def test_both_forms_of_cifar10_are_found_by_name():
+    lossless, lossy = (
+        load_images(name, source="directory", data_dir=SHARED, cache=False)
+        for name in ("cifar10", "cifar10_jpeg")
+    )
+    for images in (lossless, lossy):
+        assert images.train_images.shape == (50_000, 3, 32, 32)
+        assert images.classes == image_hub.KNOWN["cifar10"].classes
+        assert torch.bincount(images.test_labels).tolist() == [1000] * 10
+        # The usual constants of this set.
+        standardise = Standardise.of(images.train_images)
+        for have, want in (
+            (standardise.mean_K, [0.4914, 0.4822, 0.4465]),
+            (standardise.deviation_K, [0.2470, 0.2435, 0.2616]),
+        ):
+            torch.testing.assert_close(have, torch.tensor(want), atol=2e-3, rtol=0)
+    assert torch.equal(lossless.train_labels, lossy.train_labels)
+    assert not torch.equal(lossless.test_images, lossy.test_images)
 
 
 def test_parquet_shards_are_read_in_order_and_paths_followed(tmp_path):

@@ -80,7 +80,7 @@ def test_the_convnet_is_the_papers_formula():
 @pytest.mark.parametrize("network", NETWORKS)
 @pytest.mark.parametrize("channels", [1, 3])
 def test_every_network_takes_grey_and_colour(network, channels):
-    task = ImageTask(network, random_images(channels, 16))
+    task = ImageTask(network, random_images(channels, 16), batch_size=8)
     params, buffers = task.init(seeded())
     loss, _, _ = task.loss(params, buffers, task.batch(seeded(), "train"), None, True)
     assert loss.isfinite()

@@ -8,7 +8,6 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from stepsmith.tasks.augment import VARIANTS, load_variant
 from stepsmith.tasks.base import Task
 from stepsmith.tasks.data import ArrayData
 from stepsmith.tasks.datasets import ImageSet, load_images
@@ -19,8 +18,9 @@ from stepsmith.tasks.networks import FORMS, NETWORKS, find_network
 from stepsmith.tasks.quadratic import Quadratic
 from stepsmith.tasks.rescaled import RandomlyScaled
 from stepsmith.tasks.text_data import KNOWN_TEXTS, TextSet, load_text
+from stepsmith.tasks.variants import VARIANTS, load_variant
 
-DATA_SETS = ("mnist", "fashion_mnist", "kmnist")
+DATA_SETS = ("mnist", "fashion_mnist", "kmnist", "cifar10", "cifar100")
 """Image sets the listed task names use; any other set `load_images` knows joins by its name."""
 
 

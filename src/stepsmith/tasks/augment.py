@@ -1,6 +1,6 @@
-"""Variants of image sets by name: `mnist@1000@shift` is MNIST's first variant, then the second.
+"""Random changes of training images.
 
-Random changes are made to training batches only, on their device; each copy's come from its own
+They are made to training batches only, on their device; each copy's come from its own
 generator, so that a seed sees the same images however many copies run beside it.
 
 Shape letters: C = copies, B = examples of a batch, N = C * B, K = channels, H = height, W = width.
@@ -8,24 +8,15 @@ Shape letters: C = copies, B = examples of a batch, N = C * B, K = channels, H =
 
 from __future__ import annotations
 
-import dataclasses
 import math
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from stepsmith.names import unknown
-from stepsmith.tasks.datasets import ImageSet, load_images
-
 Change = Callable[[Tensor, Sequence[torch.Generator]], Tensor]
-
-SUBSET_SEED = 20_161_206
-"""Which images a subset holds; a smaller one is part of a larger one."""
 
 
 def shift(images: Tensor, generators: Sequence[torch.Generator], pixels: int = 2) -> Tensor:
@@ -97,11 +88,45 @@ def noise(images: Tensor, generators: Sequence[torch.Generator], deviation: floa
     return images + added
 
 
-AUGMENTATIONS: dict[str, Change] = {"shift": shift, "rotate": rotate, "noise": noise}
-"""Random changes of training images, by the name they have in a variant."""
+def crop(images: Tensor, generators: Sequence[torch.Generator], padding: int = 4) -> Tensor:
+    """Surround each image by zeros and cut an image of its size out of that, all places being
+    equally likely: a move of up to `padding` each way, with black in the gap.
 
-VARIANTS = (*AUGMENTATIONS, "invert")
-"""Every variant but subsets, which are named by their number of training images."""
+    Args:
+        images: (C, B, K, H, W), black being 0.
+        generators: C of them.
+        padding: rows and columns of zeros on each side.
+
+    Source: He et al. 2016, arXiv:1512.03385, section 4.2.
+    """
+    high, wide = images.shape[-2:]
+    places = [
+        torch.randint(2 * padding + 1, (images.shape[1], 2), generator=g, device=g.device)
+        for g in generators
+    ]
+    top_N, left_N = torch.stack(places).to(images.device).view(-1, 2).unbind(1)
+    padded = F.pad(images.flatten(0, 1), (padding,) * 4)
+    # (N, places down, places right, K, H, W), all of it views of the one padded tensor.
+    cuts = padded.unfold(2, high, 1).unfold(3, wide, 1).movedim(1, 3)
+    return cuts[torch.arange(len(cuts), device=images.device), top_N, left_N].view(images.shape)
+
+
+def flip(images: Tensor, generators: Sequence[torch.Generator]) -> Tensor:
+    """Exchange left and right in each image with probability 1/2.
+
+    Args:
+        images: (C, B, K, H, W).
+        generators: C of them.
+    """
+    drawn = [torch.rand(images.shape[1], generator=g, device=g.device) < 0.5 for g in generators]
+    flipped_CB = torch.stack(drawn).to(images.device)
+    return torch.where(flipped_CB[:, :, None, None, None], images.flip(-1), images)
+
+
+AUGMENTATIONS: dict[str, Change] = {
+    "shift": shift, "rotate": rotate, "noise": noise, "crop": crop, "flip": flip,
+}  # fmt: skip
+"""Random changes of training images, by the name they have in a variant."""
 
 
 @dataclass(frozen=True)
@@ -119,58 +144,3 @@ class Augment:
         for name in self.names:
             images = AUGMENTATIONS[name](images, generators)
         return images
-
-
-def load_variant(name: str, **options: Any) -> tuple[ImageSet, Augment | None]:
-    """An image set with its variants.
-
-    Args:
-        name: a set's name, followed by variants, each after an `@`: `shift` (up to 2 pixels each
-            way), `rotate` (up to 15 degrees), `noise` (standard deviation 0.1), `invert` (white
-            becomes black, the test split too), or a number: that many training images, always the
-            same ones, and the whole test split.
-        options: as for `load_images`.
-
-    Returns:
-        The set, its name with the variants; and what is to be done to training batches, or None.
-
-    Raises:
-        ValueError: an unknown variant, the same twice, a subset of fewer than 2 images or of more
-            than there are; or as `load_images`.
-
-    >>> images, augment = load_variant("mnist@1000@shift", source="sample")
-    >>> images.name, len(images.train_labels), augment
-    ('mnist@1000@shift', 1000, Augment(names=('shift',)))
-    """
-    base, *variants = name.split("@")
-    numbers = [variant for variant in variants if re.fullmatch(r"\d+", variant)]
-    for variant in variants:
-        if variant not in VARIANTS and variant not in numbers:
-            raise unknown(f"variant of {base}", variant, (*VARIANTS, "a number of images"))
-        if variants.count(variant) > 1 or len(numbers) > 1:
-            kind = "subset" if variant in numbers else f"variant {variant!r}"
-            raise ValueError(f"data set {name!r}: give one {kind}, not several")
-    images = load_images(base, **options)
-    if numbers:
-        images = _subset(images, int(numbers[0]))
-    if "invert" in variants:
-        images = dataclasses.replace(
-            images, train_images=255 - images.train_images, test_images=255 - images.test_images
-        )
-    names = tuple(variant for variant in variants if variant in AUGMENTATIONS)
-    images = dataclasses.replace(images, name="@".join([images.name, *variants]))
-    return images, Augment(names) if names else None
-
-
-def _subset(images: ImageSet, size: int) -> ImageSet:
-    count = len(images.train_labels)
-    if not 2 <= size <= count:
-        raise ValueError(
-            f"{images.name}@{size}: a subset takes 2 to {count} training images, as many as "
-            f"{images.name} has here ({images.origin.partition(':')[0]})"
-        )
-    order = torch.randperm(count, generator=torch.Generator().manual_seed(SUBSET_SEED))
-    chosen = order[:size]
-    return dataclasses.replace(
-        images, train_images=images.train_images[chosen], train_labels=images.train_labels[chosen]
-    )

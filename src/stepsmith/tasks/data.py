@@ -14,6 +14,7 @@ from torch import Tensor
 
 from stepsmith.tasks.base import Batch, check_split
 from stepsmith.tasks.datasets import ImageSet
+from stepsmith.tasks.standardise import Standardise
 
 HELD_OUT = 10
 """Every tenth training example belongs to `meta_valid`, the others to `meta_train`."""
@@ -30,6 +31,7 @@ class ArrayData:
         scale: factor on uint8 inputs, which become float32 when batched.
         augment: changes training batches, (C, B, ...) inputs, with one generator a copy (see
             `stepsmith.tasks.augment`); the test split never.
+        standardise: the last change of every batch, of both splits, or None.
 
     Raises:
         ValueError: no examples, fewer than two, or counts that differ.
@@ -40,6 +42,7 @@ class ArrayData:
     name: str = "data"
     scale: float = 1 / 255
     augment: Callable[[Tensor, Sequence[torch.Generator]], Tensor] | None = None
+    standardise: Standardise | None = None
 
     def __post_init__(self):
         for split, pair in (("train", self.train), ("test", self.test)):
@@ -58,7 +61,8 @@ class ArrayData:
         """The same data on a device."""
         train = (self.train[0].to(device), self.train[1].to(device))
         test = None if self.test is None else (self.test[0].to(device), self.test[1].to(device))
-        return replace(self, train=train, test=test)
+        standardise = None if self.standardise is None else self.standardise.to(device)
+        return replace(self, train=train, test=test, standardise=standardise)
 
     def draw(self, generators: Sequence[torch.Generator], split: str, size: int) -> Batch:
         """Batches drawn with replacement, one a generator: (C, size, ...) inputs and targets.
@@ -88,7 +92,7 @@ class ArrayData:
         drawn = self._cast(drawn)
         if self.augment is not None and split != "test":
             drawn = self.augment(drawn, generators)
-        return drawn, labels
+        return self._finished(drawn), labels
 
     def stream(
         self, generators: Sequence[torch.Generator], split: str, size: int
@@ -103,10 +107,13 @@ class ArrayData:
             for inputs, targets in zip(
                 self.test[0].split(size), self.test[1].split(size), strict=True
             ):
-                yield self._cast(inputs), targets
+                yield self._finished(self._cast(inputs)), targets
 
     def _cast(self, inputs: Tensor) -> Tensor:
         return inputs * self.scale if inputs.dtype == torch.uint8 else inputs
+
+    def _finished(self, inputs: Tensor) -> Tensor:
+        return inputs if self.standardise is None else self.standardise(inputs)
 
 
 def as_data(data: Any, name: str = "data") -> ArrayData:
@@ -128,12 +135,13 @@ def as_data(data: Any, name: str = "data") -> ArrayData:
             (data.test_images, data.test_labels),
             # Where from, without the reader's own folders: names go into records and manifests.
             f"{data.name} ({data.origin.partition(':')[0]}, {len(data.train_labels):,} images)",
+            standardise=Standardise.of(data.train_images) if data.standardised else None,
         )
     if isinstance(data, tuple | list) and len(data) == 2:
         if all(isinstance(part, Tensor) for part in data):
             return ArrayData((data[0], data[1]), name=name)
         train, test = (as_data(part, name) for part in data)
-        return ArrayData(train.train, test.train, name)
+        return ArrayData(train.train, test.train, name, standardise=train.standardise)
     if hasattr(data, "__getitem__") and hasattr(data, "__len__"):
         items = [data[i] for i in range(len(data))]
         if items and all(isinstance(item, tuple | list) and len(item) == 2 for item in items):

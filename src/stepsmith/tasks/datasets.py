@@ -52,6 +52,8 @@ class ImageSet:
         test_images: (N, C, H, W) uint8; C, H and W as in training.
         test_labels: (N,) int64.
         classes: the name of each class.
+        standardised: whether batches of them are to have mean 0 and deviation 1 in each channel of
+            the training images (see `stepsmith.tasks.standardise`); the bytes here have not.
 
     Raises:
         ValueError: shapes, dtypes or labels do not fit together.
@@ -64,6 +66,7 @@ class ImageSet:
     test_images: Tensor
     test_labels: Tensor
     classes: tuple[str, ...]
+    standardised: bool = False
 
     def __post_init__(self) -> None:
         for split in ("train", "test"):

@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 _IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
 _IMAGE_COLUMNS = ("image", "img")
@@ -155,9 +155,10 @@ def _read_image_folder(folder: Path, split: str) -> Split:
     return decode_all(rows, str(folder / split)), np.array(labels, np.int64), classes
 
 
-def _decode(where: str, source: bytes | Path) -> np.ndarray:
+def _decode(where: str, source: bytes | Path, likely: str | None = None) -> np.ndarray:
+    """(C, H, W) uint8 from one encoded image, probably in the `likely` format."""
     try:
-        with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
+        with _open(source, likely) as image:
             if image.mode.startswith(("I", "F")):
                 raise ValueError(f"pixels of mode {image.mode} do not fit in 8 bits")
             mode = "L" if image.mode in ("1", "L", "LA") else "RGB"
@@ -171,24 +172,53 @@ def _decode(where: str, source: bytes | Path) -> np.ndarray:
         ) from None
 
 
+def _open(source: bytes | Path, likely: str | None) -> Image.Image:
+    def opened(formats: list[str] | None) -> Image.Image:
+        file = io.BytesIO(source) if isinstance(source, bytes) else source
+        return Image.open(file, formats=formats)
+
+    # Pillow tries its formats one after another, which takes longer than to decode a small image.
+    try:
+        return opened([likely] if likely else None)
+    except UnidentifiedImageError:
+        return opened(None)
+
+
+def _format(source: bytes | Path) -> str | None:
+    """The format to try first on images like this one, or None."""
+    try:
+        with _open(source, None) as image:
+            # Some formats are opened under the name of another (MPO as JPEG).
+            return image.format if image.format in Image.OPEN else None
+    # Whatever is wrong with it, decoding will say so, and where.
+    except Exception:
+        return None
+
+
 def decode_all(rows: Sequence[tuple[str, bytes | Path]], origin: str) -> np.ndarray:
     """(N, C, H, W) uint8 from (where, encoded image) pairs."""
     if not rows:
         raise DataError(f"{origin}: holds no images")
+    first, likely = _decode(*rows[0]), _format(rows[0][1])
+    images = np.empty((len(rows), *first.shape), np.uint8)
+
+    def fill(begin: int) -> None:
+        for place, (where, source) in enumerate(rows[begin : begin + 256], begin):
+            image = _decode(where, source, likely)
+            if image.shape != first.shape:
+                raise DataError(
+                    f"{where}: image is {dimensions(image.shape)} but {rows[0][0]} is "
+                    f"{dimensions(first.shape)}; all images of a set must have one shape"
+                )
+            images[place] = image
+
     # Small images spend their time in Python, where threads only contend: 145 us an image with two
     # against 112 with one (28x28). A future per image would cost as much as decoding it.
-    threads = min(8, os.cpu_count() or 1) if _decode(*rows[0]).size > 3 * 64 * 64 else 1
-    chunks = [rows[i : i + 256] for i in range(0, len(rows), 256)]
+    threads = min(8, os.cpu_count() or 1) if first.size > 3 * 64 * 64 else 1
     with ThreadPoolExecutor(threads) as pool:
-        decoded = pool.map(lambda chunk: [_decode(*row) for row in chunk], chunks)
-        images = [image for chunk in decoded for image in chunk]
-    for (where, _), image in zip(rows, images, strict=True):
-        if image.shape != images[0].shape:
-            raise DataError(
-                f"{where}: image is {dimensions(image.shape)} but {rows[0][0]} is "
-                f"{dimensions(images[0].shape)}; all images of a set must have one shape"
-            )
-    return np.stack(images)
+        for _ in pool.map(fill, range(0, len(rows), 256)):
+            pass
+    return images
 
 
 def table_rows(

@@ -8,11 +8,11 @@ from typing import Any
 
 import torch.nn.functional as F
 
-from stepsmith.tasks.augment import load_variant
 from stepsmith.tasks.data import as_data
 from stepsmith.tasks.datasets import ImageSet
 from stepsmith.tasks.module import ModuleTask
 from stepsmith.tasks.networks import get_network
+from stepsmith.tasks.variants import load_variant
 
 
 class ImageTask(ModuleTask):
@@ -21,7 +21,7 @@ class ImageTask(ModuleTask):
     Args:
         network: a name that `stepsmith.tasks.networks` knows, such as `convnet` or `mlp64-relu`.
         images: an `ImageSet`, or the name of one for `load_images`, with variants such as
-            `mnist@1000@shift` (see `stepsmith.tasks.augment.load_variant`).
+            `mnist@1000@shift` (see `stepsmith.tasks.variants.load_variant`).
         batch_size: examples of a batch.
         source, data_dir: where a named set comes from, as in `load_images`.
         options: as for `ModuleTask`.

@@ -44,7 +44,9 @@ class NoisyData(ArrayData):
     def to(self, device: torch.device) -> NoisyData:
         """The same data on a device."""
         moved = super().to(device)
-        return dataclasses.replace(self, train=moved.train, test=moved.test)
+        return dataclasses.replace(
+            self, train=moved.train, test=moved.test, standardise=moved.standardise
+        )
 
     def stream(
         self, generators: Sequence[torch.Generator], split: str, size: int
@@ -73,7 +75,9 @@ def with_noisy_batches(task: Task, every: int = 40, distinct: int = 8) -> Task:
     if not isinstance(task, ModuleTask):
         raise TypeError(f"with_noisy_batches: needs a ModuleTask, got {type(task).__name__}")
     data = task.data
-    task.data = NoisyData(data.train, data.test, data.name, data.scale, every=every,
-                          distinct=distinct, augment=data.augment)  # fmt: skip
+    task.data = NoisyData(
+        data.train, data.test, data.name, data.scale, every=every, distinct=distinct,
+        augment=data.augment, standardise=data.standardise,
+    )  # fmt: skip
     task.name = f"{task.name}, noisy"
     return task

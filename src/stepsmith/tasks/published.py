@@ -42,12 +42,15 @@ class PublishedHalves(ArrayData):
         whole = as_data(images)
         assert whole.test is not None
         name = f"{whole.name}, halves as published"
-        return cls(_half(whole.train), _half(whole.test), name, whole.scale)
+        halves = _half(whole.train), _half(whole.test)
+        return cls(*halves, name, whole.scale, standardise=whole.standardise)
 
     def to(self, device: torch.device) -> PublishedHalves:
         """The same data on a device."""
         moved = super().to(device)
-        return dataclasses.replace(self, train=moved.train, test=moved.test)
+        return dataclasses.replace(
+            self, train=moved.train, test=moved.test, standardise=moved.standardise
+        )
 
     def draw(self, generators: Sequence[torch.Generator], split: str, size: int) -> Batch:
         """(C, size, ...) inputs and targets, drawn with replacement."""
@@ -67,7 +70,7 @@ class PublishedHalves(ArrayData):
                 [torch.randperm(len(inputs), generator=g, device=g.device) for g in generators]
             ).to(inputs.device)
             for index_CB in order_CM.split(size, dim=1):
-                yield self._cast(inputs[index_CB]), targets[index_CB]
+                yield self._finished(self._cast(inputs[index_CB])), targets[index_CB]
 
 
 def _half(pair: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:

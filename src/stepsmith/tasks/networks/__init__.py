@@ -15,7 +15,10 @@ from stepsmith.names import unknown
 from stepsmith.tasks.networks import cnn, mlp
 from stepsmith.tasks.networks.convnet import convnet, convnet5x5, convnet_sigmoid
 from stepsmith.tasks.networks.gru import gru_rows
+from stepsmith.tasks.networks.mobilenet import mobilenetv2
 from stepsmith.tasks.networks.resnet import resnet_small, resnet_small_gn
+from stepsmith.tasks.networks.resnet_cifar import resnet8, resnet18, resnet20
+from stepsmith.tasks.networks.vgg import vgg16, vgg_small
 from stepsmith.tasks.networks.vit import mixer_small, vit_small
 
 Build = Callable[[torch.Size, int], nn.Module]
@@ -33,8 +36,15 @@ NETWORKS: dict[str, Build] = {
     "vit-small": vit_small,
     "mixer-small": mixer_small,
     "gru-rows": gru_rows,
+    "resnet8": resnet8,
+    "resnet20": resnet20,
+    "resnet18": resnet18,
+    "vgg-small": vgg_small,
+    "vgg16": vgg16,
+    "mobilenetv2": mobilenetv2,
 }
-"""Networks with a name of their own; the first four are the paper's."""
+"""Networks with a name of their own; the first four are those of "Transferring Learned Optimizers",
+the last six the customary ones for 32x32 images."""
 
 FORMS: dict[str, Callable[[str], Build | None]] = {mlp.FORM: mlp.parse, cnn.FORM: cnn.parse}
 """Families whose names say how they are built, with what reads such a name."""
