@@ -23,7 +23,7 @@ import torch
 from PIL import Image
 
 from stepsmith.tasks import datasets as module
-from stepsmith.tasks import image_hub
+from stepsmith.tasks import image_hub, sources
 from stepsmith.tasks.datasets import DataError, ImageSet, load_images
 from stepsmith.tasks.standardise import Standardise
 
@@ -36,7 +36,7 @@ SAMPLES = ("mnist", "fashion_mnist")
 def fresh(monkeypatch):
     """No directory from the environment, nothing cached or announced, and no network."""
     monkeypatch.delenv("STEPSMITH_DATA_DIR", raising=False)
-    monkeypatch.setattr(module, "_noticed", set())
+    monkeypatch.setattr(sources, "_noticed", set())
     monkeypatch.setattr(image_hub, "_hub_out_of_reach", lambda: "hub not reachable (test)")
     monkeypatch.setattr(image_hub, "_prepared_before", lambda hub_id: None)
     module._load_cached.cache_clear()

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from stepsmith.tasks import image_hub
+from stepsmith.tasks import image_hub, sources
 from stepsmith.tasks import text_data as module
 from stepsmith.tasks.image_files import DataError
 from stepsmith.tasks.text_data import KNOWN_TEXTS, TextSet, load_text
@@ -24,7 +24,7 @@ CLEAN = ("A pub near the river.", "It is cheap.")
 @pytest.fixture(autouse=True)
 def fresh(monkeypatch):
     """Nothing cached or announced, and no network."""
-    monkeypatch.setattr(module, "_noticed", set())
+    monkeypatch.setattr(sources, "_noticed", set())
     monkeypatch.setattr(image_hub, "_hub_out_of_reach", lambda: "hub not reachable (test)")
     monkeypatch.setattr(image_hub, "_prepared_before", lambda hub_id: None)
     module._load_cached.cache_clear()

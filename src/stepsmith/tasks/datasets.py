@@ -11,11 +11,8 @@ Shape letters: N = images, C = channels (1 grey, 3 RGB), H = height, W = width, 
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import functools
-import logging
 import os
-import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -31,13 +28,10 @@ from stepsmith.tasks.image_files import (
     read_parquet,
     read_split,
 )
-from stepsmith.tasks.image_hub import KNOWN, HubUnavailable, read_hub
-
-SOURCES = ("auto", "directory", "hub", "sample")
+from stepsmith.tasks.image_hub import KNOWN, read_hub
+from stepsmith.tasks.sources import Library, data_root, known_spelling, spellings
 
 _SAMPLE_DIR = Path(__file__).resolve().parents[1] / "data"
-_log = logging.getLogger("stepsmith")
-_noticed: set[str] = set()  # sets whose sample has been announced in this process
 
 
 @dataclass(frozen=True, eq=False)  # comparing tensors gives tensors, not a truth value
@@ -144,79 +138,23 @@ def load_images(
         >>> digits.train_images.shape, digits.num_classes
         (torch.Size([10000, 1, 28, 28]), 10)
     """
-    if source not in SOURCES:
-        raise ValueError(f"load_images: source must be one of {', '.join(SOURCES)}, got {source!r}")
-    root = data_dir or os.environ.get("STEPSMITH_DATA_DIR") or None
-    path = Path(root).expanduser().absolute() if root else None
-    plain = re.sub(r"[-_ ]", "", name).lower()
-    known = next((key for key in KNOWN if key.replace("_", "") == plain), name)
-    return (_load_cached if cache else _load)(known, source, path)
+    path = data_root("load_images", source, data_dir)
+    return (_load_cached if cache else _load)(known_spelling(name, KNOWN), source, path)
 
 
-def _load(name: str, source: str, root: Path | None) -> ImageSet:
-    is_hub_name = re.fullmatch(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", name) is not None
-    folder = _find_folder(name, root)
-    if name not in KNOWN and not is_hub_name and folder is None:
-        raise DataError(_unknown(name, root))
-    if source == "sample":
-        return _load_sample(name)
-    if source == "hub":
-        return _build(name, *read_hub(name))
-    missing = (
-        f"{root} holds no {name} (looked for {name}/ with train*.parquet, "
-        "train-images-idx3-ubyte or train/CLASS/*.png)"
-        if root
-        else "no data directory given (data_dir= or STEPSMITH_DATA_DIR)"
-    )
-    if source == "directory" and folder is None:
-        raise DataError(f"{name}: {missing}; pass data_dir= the directory that holds {name}/")
-    if folder is not None:
-        return _build(
-            name, f"directory:{folder}", read_split(folder, "train"), read_split(folder, "test")
-        )
-    try:
-        return _build(name, *read_hub(name))
-    except HubUnavailable as error:
-        reason = str(error).removeprefix(f"{name}: ").partition(";")[0]
-    if not (_SAMPLE_DIR / f"{name}_train.parquet").exists():
-        raise DataError(
-            f"{name}: {missing}; {reason}; no sample of it comes with this package; put its files "
-            f"in DIR/{name}/ and pass data_dir=DIR, or connect (with pip install 'stepsmith[hub]')"
-        )
-    sample = _load_sample(name)
-    if name not in _noticed:
-        _noticed.add(name)
-        _log.warning(
-            "%s: using the bundled sample, %d training and %d test images (%s; %s); for the whole "
-            "set pass data_dir=DIR or set STEPSMITH_DATA_DIR=DIR, where DIR/%s/ holds its files, "
-            "or connect to the hub (with pip install 'stepsmith[hub]')",
-            *(name, len(sample.train_labels), len(sample.test_labels), missing, reason, name),
-        )
-    return sample
-
-
-_load_cached = functools.lru_cache(maxsize=8)(_load)
-
-
-def _unknown(name: str, root: Path | None) -> str:
-    local = [p.name for p in root.iterdir() if holds_images(p)] if root and root.is_dir() else []
-    names = list(dict.fromkeys([*KNOWN, *sorted(local)]))
-    near = difflib.get_close_matches(name.lower(), names, n=1)
-    guess = f"did you mean {near[0]!r}? " if near else ""
-    place = f"a folder in {root}" if root else "the name of a folder in data_dir"
-    return f"unknown data set {name!r}: {guess}known are {', '.join(names)}, {place}, or OWNER/NAME"
-
-
-def _find_folder(name: str, root: Path | None) -> Path | None:
-    if root is None or not re.fullmatch(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?", name):
-        return None
-    for spelling in (name, name.replace("_", "-"), name.replace("-", "_")):
+def _find_folder(name: str, root: Path) -> Path | None:
+    for spelling in spellings(name):
         if holds_images(root / spelling):
             return root / spelling
     # Files lying in mnist/ are not another known set, whatever they are asked for as.
     if root.name.replace("-", "_") in set(KNOWN) - {name}:
         return None
     return root if holds_images(root) else None
+
+
+def _read_folder(name: str, folder: Path) -> ImageSet:
+    splits = (read_split(folder, split) for split in ("train", "test"))
+    return _build(name, f"directory:{folder}", *splits)
 
 
 def _build(name: str, origin: str, train: Split, test: Split) -> ImageSet:
@@ -233,10 +171,36 @@ def _build(name: str, origin: str, train: Split, test: Split) -> ImageSet:
         raise DataError(f"{origin}: {error}") from None
 
 
+def _has_sample(name: str) -> bool:
+    return (_SAMPLE_DIR / f"{name}_train.parquet").is_file()
+
+
 def _load_sample(name: str) -> ImageSet:
-    if not (_SAMPLE_DIR / f"{name}_train.parquet").is_file():
+    if not _has_sample(name):
         have = ", ".join(sorted(p.name[:-14] for p in _SAMPLE_DIR.glob("*_train.parquet")))
         raise DataError(f"{name}: no bundled sample, only of {have or 'no set'}; use other sources")
     pattern = f"{name}_{{}}.parquet"
     train = read_parquet(_SAMPLE_DIR, "train", pattern)
     return _build(name, "sample", train, read_parquet(_SAMPLE_DIR, "test", pattern))
+
+
+def _load(name: str, source: str, root: Path | None) -> ImageSet:
+    return _LIBRARY.load(name, source, root)
+
+
+_load_cached = functools.lru_cache(maxsize=8)(_load)
+
+_LIBRARY = Library[ImageSet](
+    what="data set",
+    unit="images",
+    looks_for="train*.parquet, train-images-idx3-ubyte or train/CLASS/*.png",
+    known=KNOWN,
+    holds=holds_images,
+    find=_find_folder,
+    folder=lambda name: name,
+    read_folder=_read_folder,
+    read_hub=lambda name: _build(name, *read_hub(name)),
+    read_sample=_load_sample,
+    has_sample=_has_sample,
+    counts=lambda images: (len(images.train_labels), len(images.test_labels)),
+)

@@ -7,11 +7,9 @@ as text (``train.txt``, ``test.txt``, one sentence a line, UTF-8).
 
 from __future__ import annotations
 
-import difflib
+import dataclasses
 import functools
-import logging
 import os
-import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,16 +17,14 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from stepsmith.tasks.datasets import SOURCES
 from stepsmith.tasks.image_files import DataError, one_line
 from stepsmith.tasks.image_hub import HubUnavailable, hub_splits
+from stepsmith.tasks.sources import Library, data_root, known_spelling, spellings
 
 COLUMNS = ("text", "sentence")
 """Columns looked for where none is named; a single column of strings will do too."""
 
 _SAMPLE_DIR = Path(__file__).resolve().parents[1] / "data" / "text"
-_log = logging.getLogger("stepsmith")
-_noticed: set[str] = set()  # sets whose sample has been announced in this process
 
 
 @dataclass(frozen=True)
@@ -121,56 +117,22 @@ def load_text(
         >>> len(text.train), len(text.test)
         (4000, 500)
     """
-    if source not in SOURCES:
-        raise ValueError(f"load_text: source must be one of {', '.join(SOURCES)}, got {source!r}")
-    root = data_dir or os.environ.get("STEPSMITH_DATA_DIR") or None
-    path = Path(root).expanduser().absolute() if root else None
-    plain = re.sub(r"[-_ ]", "", name).lower()
-    known = next((key for key in KNOWN_TEXTS if key.replace("-", "") == plain), name)
-    return (_load_cached if cache else _load)(known, source, path, column)
+    path = data_root("load_text", source, data_dir)
+    return (_load_cached if cache else _load)(
+        known_spelling(name, KNOWN_TEXTS), source, path, column
+    )
 
 
 def _load(name: str, source: str, root: Path | None, column: str | None) -> TextSet:
     known = KNOWN_TEXTS.get(name)
     column = column or (known.column if known else None)
-    is_hub_name = re.fullmatch(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", name) is not None
-    folder = _find_folder(name, root)
-    if known is None and not is_hub_name and folder is None:
-        raise DataError(_unknown(name, root))
-    if source == "sample":
-        return _load_sample(name, column)
-    if source == "hub":
-        return _read_hub(name, column)
-    place = known.folder if known else name
-    missing = (
-        f"{root} holds no {name} (looked for {place}/ with train*.parquet or train.txt)"
-        if root
-        else "no data directory given (data_dir= or STEPSMITH_DATA_DIR)"
+    library = dataclasses.replace(
+        _LIBRARY,
+        read_folder=functools.partial(_read_folder, column=column),
+        read_hub=functools.partial(_read_hub, column=column),
+        read_sample=functools.partial(_load_sample, column=column),
     )
-    if source == "directory" and folder is None:
-        raise DataError(f"{name}: {missing}; pass data_dir= the directory that holds {place}/")
-    if folder is not None:
-        train, test = (_read_split(folder, split, column) for split in ("train", "test"))
-        return TextSet(name, f"directory:{folder}", train, test)
-    try:
-        return _read_hub(name, column)
-    except HubUnavailable as error:
-        reason = str(error).removeprefix(f"{name}: ").partition(";")[0]
-    if known is None:
-        raise DataError(
-            f"{name}: {missing}; {reason}; no sample of it comes with this package; put its files "
-            f"in DIR/{name}/ and pass data_dir=DIR, or connect (with pip install 'stepsmith[hub]')"
-        )
-    sample = _load_sample(name, column)
-    if name not in _noticed:
-        _noticed.add(name)
-        _log.warning(
-            "%s: using the bundled sample, %d training and %d test sentences (%s; %s); for the "
-            "whole set pass data_dir=DIR or set STEPSMITH_DATA_DIR=DIR, where DIR/%s/ holds its "
-            "files, or connect to the hub (with pip install 'stepsmith[hub]')",
-            *(name, len(sample.train), len(sample.test), missing, reason, place),
-        )
-    return sample
+    return library.load(name, source, root)
 
 
 _load_cached = functools.lru_cache(maxsize=8)(_load)
@@ -181,10 +143,8 @@ def _holds_text(folder: Path, *, plain: bool = True) -> bool:
     return any(any(folder.glob(pattern)) for pattern in patterns)
 
 
-def _find_folder(name: str, root: Path | None) -> Path | None:
-    if root is None or not re.fullmatch(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?", name):
-        return None
-    for spelling in (name, name.replace("_", "-"), name.replace("-", "_")):
+def _find_folder(name: str, root: Path) -> Path | None:
+    for spelling in spellings(name):
         if _holds_text(root / spelling):
             return root / spelling
     known = KNOWN_TEXTS.get(name)
@@ -199,13 +159,9 @@ def _find_folder(name: str, root: Path | None) -> Path | None:
     return root if _holds_text(root, plain=plain) else None
 
 
-def _unknown(name: str, root: Path | None) -> str:
-    local = [p.name for p in root.iterdir() if _holds_text(p)] if root and root.is_dir() else []
-    names = list(dict.fromkeys([*KNOWN_TEXTS, *sorted(local)]))
-    near = difflib.get_close_matches(name.lower(), names, n=1)
-    guess = f"did you mean {near[0]!r}? " if near else ""
-    place = f"a folder in {root}" if root else "the name of a folder in data_dir"
-    return f"unknown text set {name!r}: {guess}known are {', '.join(names)}, {place}, or OWNER/NAME"
+def _read_folder(name: str, folder: Path, column: str | None) -> TextSet:
+    train, test = (_read_split(folder, split, column) for split in ("train", "test"))
+    return TextSet(name, f"directory:{folder}", train, test)
 
 
 def _read_split(folder: Path, split: str, column: str | None) -> tuple[str, ...]:
@@ -280,3 +236,19 @@ def _load_sample(name: str, column: str | None) -> TextSet:
     files = [_SAMPLE_DIR / f"{known.folder}_{split}.parquet" for split in ("train", "test")]
     train, test = (_distinct(_read_parquet(path, column), str(path)) for path in files)
     return TextSet(name, "sample", train, test)
+
+
+_LIBRARY = Library[TextSet](
+    what="text set",
+    unit="sentences",
+    looks_for="train*.parquet or train.txt",
+    known=KNOWN_TEXTS,
+    holds=_holds_text,
+    find=_find_folder,
+    folder=lambda name: KNOWN_TEXTS[name].folder if name in KNOWN_TEXTS else name,
+    read_folder=functools.partial(_read_folder, column=None),
+    read_hub=functools.partial(_read_hub, column=None),
+    read_sample=functools.partial(_load_sample, column=None),
+    has_sample=lambda name: name in KNOWN_TEXTS,
+    counts=lambda texts: (len(texts.train), len(texts.test)),
+)
