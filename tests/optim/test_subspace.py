@@ -176,6 +176,19 @@ def test_a_state_round_trip_gives_the_very_same_steps(subspace, name, start):
     assert torch.equal(optimizer.coefficients, resumed.coefficients)
 
 
+@pytest.mark.parametrize("starts", [("origin", "model"), ("model", "origin")])
+def test_a_state_brings_its_origin(subspace, starts):
+    models = network(seed=3), network(seed=4)
+    saved, loaded = (
+        SubspaceOptimizer(model, subspace, INNER["sgd"], start=start)
+        for model, start in zip(models, starts, strict=True)
+    )
+    train(models[0], saved, range(2))
+    loaded.load_state_dict(saved.state_dict())
+    assert torch.equal(loaded.origin, saved.origin)
+    assert torch.equal(flat(models[0].parameters()), flat(models[1].parameters()))
+
+
 def test_copies_and_pickles_continue_alike(subspace):
     model = network()
     optimizer = SubspaceOptimizer(model, subspace, INNER["momentum"])

@@ -138,9 +138,8 @@ class SubspaceOptimizer(torch.optim.Optimizer):
         """
         self._hand_over()
         if closure is None:
-            if self._project():
-                self.inner.step()
-            loss = None
+            self._project()
+            loss = self.inner.step()
         else:
             loss = self.inner.step(self._within(closure))  # pyright: ignore[reportArgumentType]
         self._hand_back()
@@ -162,12 +161,12 @@ class SubspaceOptimizer(torch.optim.Optimizer):
 
         return evaluate
 
-    def _project(self) -> bool:
-        """Set c's gradient to P g; False, and none, where no parameter has a gradient."""
+    def _project(self) -> None:
+        """Set c's gradient to P g, or to none where no parameter has one."""
         params = self.param_groups[0]["params"]
         self.coefficients.grad = None
         if all(param.grad is None for param in params):
-            return False
+            return
         grads = []
         for param in params:
             grad = param.grad
@@ -181,7 +180,6 @@ class SubspaceOptimizer(torch.optim.Optimizer):
             grad = torch.zeros_like(param) if grad is None else grad.detach()
             grads.append(grad.reshape(-1).to(self.subspace.dtype))
         self.coefficients.grad = products.projected(self.subspace.blocks, torch.cat(grads))
-        return True
 
     def _place(self) -> None:
         """Set the parameters to origin + P^T c."""
