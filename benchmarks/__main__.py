@@ -10,11 +10,13 @@ from benchmarks import (
     scaling,
     stacking,
     step,
+    subspace,
 )
 from benchmarks.common import summary
 
 for benchmark in (
     step, replay, meta_training, memory, stacking, networks, convnet, scaling, carry_dtype,
+    subspace,
 ):  # fmt: skip
     benchmark.main()
 summary()

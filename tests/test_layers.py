@@ -18,7 +18,7 @@ LAYERS = [
     {"names", "version"},
     {"rules"},
     {"store", "kernels"},
-    {"hub"},
+    {"hub", "subspace"},
     {"optim", "tasks", "machine"},
     {"unroll", "testing"},
     {"meta", "evaluate"},

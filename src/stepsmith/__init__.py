@@ -15,8 +15,10 @@ if TYPE_CHECKING:
     from stepsmith.meta.config import MetaTrainConfig
     from stepsmith.meta.trainer import meta_train
     from stepsmith.optim.learned import LearnedOptimizer
+    from stepsmith.optim.subspace import SubspaceOptimizer
     from stepsmith.rules import Rule, make_rule, register
     from stepsmith.store import CheckpointError
+    from stepsmith.subspace import Subspace
     from stepsmith.tasks import Task, load_images, make_task
 
 # Loaded on first use: deploying a rule must not wait for plotting and data libraries.
@@ -25,8 +27,10 @@ _HOMES = {
     "meta.config": ("MetaTrainConfig",),
     "meta.trainer": ("meta_train",),
     "optim.learned": ("LearnedOptimizer",),
+    "optim.subspace": ("SubspaceOptimizer",),
     "rules": ("Rule", "make_rule", "register"),
     "store": ("CheckpointError",),
+    "subspace": ("Subspace",),
     "tasks": ("Task", "load_images", "make_task"),
 }
 _HOME = {name: home for home, names in _HOMES.items() for name in names}
@@ -43,7 +47,7 @@ def __dir__() -> list[str]:
 
 
 __all__ = [
-    "BUNDLED", "CheckpointError", "LearnedOptimizer", "MetaTrainConfig", "Rule", "Task",
-    "TrainedRule", "__version__", "load", "load_images", "make_rule", "make_task", "meta_train",
-    "register", "save",
+    "BUNDLED", "CheckpointError", "LearnedOptimizer", "MetaTrainConfig", "Rule", "Subspace",
+    "SubspaceOptimizer", "Task", "TrainedRule", "__version__", "load", "load_images", "make_rule",
+    "make_task", "meta_train", "register", "save",
 ]  # fmt: skip

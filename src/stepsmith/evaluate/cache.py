@@ -118,6 +118,7 @@ def identity(task: Task) -> dict[str, Any]:
         "device": task.device.type, "start": fingerprint({**params, **buffers}),
         # Rounded: another number of threads may move the last digits.
         "batches": [_batch_hash(batch) for batch in drawn], "loss": f"{float(loss.detach()):.3g}",
+        **task.details,
     }  # fmt: skip
 
 

@@ -17,6 +17,7 @@ from stepsmith.tasks.module import ModuleTask
 from stepsmith.tasks.networks import FORMS, NETWORKS, find_network
 from stepsmith.tasks.quadratic import Quadratic
 from stepsmith.tasks.rescaled import RandomlyScaled
+from stepsmith.tasks.subspace import SubspaceTask
 from stepsmith.tasks.text_data import KNOWN_TEXTS, TextSet, load_text
 from stepsmith.tasks.variants import VARIANTS, load_variant
 
@@ -110,6 +111,6 @@ def _imported_task(name: str, options: dict[str, Any]) -> Task:
 __all__ = [
     "DATA_SETS", "FORMS", "KNOWN_TEXTS", "LANGUAGE_NETWORKS", "NETWORKS", "VARIANTS", "ArrayData",
     "ImageSet", "ImageTask", "MaskedLanguageTask", "ModuleTask", "Quadratic", "RandomlyScaled",
-    "Task", "TextSet", "load_images", "load_text", "load_variant", "make_task", "split_name",
-    "task_names",
+    "SubspaceTask", "Task", "TextSet", "load_images", "load_text", "load_variant", "make_task",
+    "split_name", "task_names",
 ]  # fmt: skip

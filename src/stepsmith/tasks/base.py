@@ -97,6 +97,11 @@ class Task(ABC):
         """Which optimizee, for records."""
         return self.name
 
+    @property
+    def details(self) -> dict[str, Any]:
+        """What tells the task from others of its names, start and first batches, JSON-able."""
+        return {}
+
     @staticmethod
     def from_module(
         make_module: Callable[[], nn.Module],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
+from typing import Any
 
 import torch
 
@@ -32,6 +33,16 @@ class WrappedTask(Task):
     def network_name(self) -> str:
         """The other task's optimizee."""
         return self.task.network_name
+
+    @property
+    def batch_size(self) -> int | None:
+        """The other task's, where it has one."""
+        return getattr(self.task, "batch_size", None)
+
+    @property
+    def details(self) -> dict[str, Any]:
+        """The other task's."""
+        return self.task.details
 
     def batch(self, generator: torch.Generator, split: str) -> Batch:
         """As the other task."""

@@ -1,0 +1,286 @@
+"""Any optimizer or learned rule on a few coefficients of a big model.
+
+Shape letters: D = directions, N = numbers of all tensors.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from stepsmith.rules.base import require_choice
+from stepsmith.subspace import Subspace, products
+from stepsmith.subspace.layout import NamedParams, members
+
+MakeInner = Callable[[Iterable[Tensor]], torch.optim.Optimizer]
+
+_OWN = ("coefficients", "inner", "origin", "optimizer")
+
+
+class SubspaceOptimizer(torch.optim.Optimizer):
+    """Train a model within a subspace: theta = origin + P^T c, and `inner` moves c.
+
+    Every step projects the parameters' gradients (P g), lets `inner` move c, and sets the
+    parameters anew from c: one pass over P each, and rounding does not add up. Whatever else has
+    written to the parameters is overwritten at the next step. Buffers, such as batch-norm's
+    statistics, are left alone; rate, momentum, weight decay and so on are `inner`'s and act on c.
+
+    Args:
+        model: the model, or its parameters by name (`model.named_parameters()`). Every parameter
+            that requires a gradient must be in the subspace; frozen ones need not, and stay.
+        subspace: the basis and its start; moved to the model's device.
+        inner: called with `[c]`, c a parameter of d zeros; returns any `torch.optim` optimizer or
+            `LearnedOptimizer` of it, such as `functools.partial(torch.optim.SGD, lr=1.0)`.
+        start: `"origin"` sets the model to the subspace's origin; `"model"` takes the model's
+            present weights for the origin, a fresh start in a basis of another.
+
+    Attributes:
+        coefficients: c, (d,), float32, or float64 where a parameter is.
+        inner: the optimizer of c.
+        subspace: the basis.
+
+    Raises:
+        ValueError: a model the subspace does not fit (names the first tensor that differs), on
+            several devices, an unknown start, an `inner` that is not of c alone, or a start that is
+            not finite.
+        TypeError: parameters without names, or an `inner` that returns no optimizer.
+
+    `param_groups` holds the model's parameters, so that `zero_grad`, gradient clipping and
+    `GradScaler` see them, with `inner`'s options: set rates and schedulers on this optimizer, and
+    every step hands them to `inner` first.
+
+    >>> from functools import partial
+    >>> from stepsmith.subspace import random
+    >>> model = torch.nn.Linear(30, 1)
+    >>> optimizer = SubspaceOptimizer(model, random(model, 4), partial(torch.optim.SGD, lr=1.0))
+    >>> loss = model(torch.ones(8, 30)).square().mean()
+    >>> loss.backward()
+    >>> optimizer.step()
+    """
+
+    def __init__(
+        self,
+        model: NamedParams,
+        subspace: Subspace,
+        inner: MakeInner,
+        *,
+        start: str = "origin",
+    ):
+        require_choice("SubspaceOptimizer", "start", start, ("origin", "model"))
+        params = members(subspace.layout, model)
+        devices = {param.device for param in params}
+        if len(devices) > 1:
+            raise ValueError(
+                f"SubspaceOptimizer: the parameters are on several devices ({devices}); a basis is "
+                "on one"
+            )
+        self.subspace = subspace.to(params[0].device)
+        self.coefficients = torch.nn.Parameter(
+            torch.zeros(subspace.dim, dtype=subspace.dtype, device=params[0].device)
+        )
+        self.inner = inner([self.coefficients])
+        _require_inner(self.inner, self.coefficients)
+        own = self.subspace.layout.names
+        self._origin = (
+            None
+            if start == "origin"
+            else self.subspace.layout.flatten(dict(zip(own, params, strict=True)))
+        )
+        if not bool(self.origin.isfinite().all()):
+            raise ValueError(
+                f"SubspaceOptimizer: the {start}'s weights are not finite; start from ones that are"
+            )
+        self._closed = False
+        super().__init__(params, dict(self.inner.defaults))
+        self._closed = True
+        self._hand_back()
+        self._place()
+
+    @property
+    def origin(self) -> Tensor:
+        """(N,) the start, all tensors joined."""
+        return self.subspace.origin if self._origin is None else self._origin
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Optimizer keeps only defaults, state and groups when it is copied or pickled.
+        kept = ("subspace", "coefficients", "inner", "_origin", "_closed")
+        return {**super().__getstate__(), **{key: self.__dict__[key] for key in kept}}
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Refused once the optimizer is made: the basis says which parameters it moves.
+
+        Raises:
+            ValueError: always, then.
+        """
+        if self._closed:
+            raise ValueError(
+                "SubspaceOptimizer: parameters cannot be added, the subspace is of those it was "
+                "made with; make a subspace with all of them"
+            )
+        super().add_param_group(param_group)
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
+        """Make one step.
+
+        Args:
+            closure: re-evaluates the model with gradients and returns the loss. `inner` calls it,
+                as often as it likes (`torch.optim.LBFGS` does), and finds the model at its c.
+
+        Returns:
+            What `inner` returns: the closure's loss, or None.
+
+        Raises:
+            RuntimeError: sparse gradients.
+        """
+        self._hand_over()
+        if closure is None:
+            self._project()
+            loss = self.inner.step()
+        else:
+            loss = self.inner.step(self._within(closure))  # pyright: ignore[reportArgumentType]
+        self._hand_back()
+        self._place()
+        return loss
+
+    def _within(self, closure: Callable[[], Any]) -> Callable[[], Any]:
+        """The closure as a function of c: sets the model, evaluates, projects."""
+
+        def evaluate() -> Any:
+            # The model may have been moved by the caller before the first call, too.
+            with torch.no_grad():
+                self._place()
+            with torch.enable_grad():
+                loss = closure()
+            with torch.no_grad():
+                self._project()
+            return loss
+
+        return evaluate
+
+    def _project(self) -> None:
+        """Set c's gradient to P g, or to none where no parameter has one."""
+        params = self.param_groups[0]["params"]
+        self.coefficients.grad = None
+        if all(param.grad is None for param in params):
+            return
+        grads = []
+        for param in params:
+            grad = param.grad
+            if grad is not None and grad.layout != torch.strided:
+                raise RuntimeError(
+                    "SubspaceOptimizer does not support sparse gradients; use "
+                    "Embedding(sparse=False)"
+                )
+            # A parameter that this loss does not reach has gradient zero: its part of the basis
+            # moves all the same, by what the others say.
+            grad = torch.zeros_like(param) if grad is None else grad.detach()
+            grads.append(grad.reshape(-1).to(self.subspace.dtype))
+        self.coefficients.grad = products.projected(self.subspace.blocks, torch.cat(grads))
+
+    def _place(self) -> None:
+        """Set the parameters to origin + P^T c."""
+        theta_N = products.lifted(self.subspace.blocks, self.coefficients.detach())
+        theta_N += self.origin
+        views = list(self.subspace.layout.views(theta_N).values())
+        params = [param.detach() for param in self.param_groups[0]["params"]]
+        torch._foreach_copy_(params, views)  # pyright: ignore[reportPrivateImportUsage]
+
+    def _hand_over(self) -> None:
+        """Give `inner` the options of this optimizer's group, where schedulers write."""
+        options = {k: v for k, v in self.param_groups[0].items() if k != "params"}
+        self.inner.param_groups[0].update(options)
+
+    def _hand_back(self) -> None:
+        """Take over options that `inner` has written to: some optimizers keep counters there."""
+        options = {k: v for k, v in self.inner.param_groups[0].items() if k != "params"}
+        self.param_groups[0].update(options)
+
+    def state_dict(self) -> dict[str, Any]:  # type: ignore[override]
+        """Everything the next steps depend on but the subspace: c, the state of `inner`, options;
+        the origin too where it is not the subspace's own."""
+        self._hand_over()
+        found = {
+            **super().state_dict(),
+            "coefficients": self.coefficients.detach(),
+            "inner": self.inner.state_dict(),
+            "optimizer": type(self.inner).__name__,
+        }
+        if self._origin is not None:
+            found["origin"] = self._origin
+        return found
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Load a state, and set the model's parameters to what it says.
+
+        Raises:
+            ValueError: the state of another optimizer, of another number of coefficients, or of
+                other parameters.
+        """
+        seen: list[dict[str, Any]] = []
+
+        def remember(optimizer: torch.optim.Optimizer, loading: dict[str, Any]) -> None:
+            self._require_state(loading)
+            self.inner.load_state_dict(loading["inner"])
+            seen.append(loading)
+
+        # Registered last, it sees what the user's own hooks have made of the dictionary.
+        handle = self.register_load_state_dict_pre_hook(remember)
+        try:
+            super().load_state_dict(state_dict)
+        finally:
+            handle.remove()
+        (loaded,) = seen
+        with torch.no_grad():
+            self.coefficients.copy_(loaded["coefficients"])
+            if "origin" in loaded:
+                self._origin = loaded["origin"].to(self.subspace.origin, copy=True)
+            else:
+                self._origin = None
+            self._place()
+
+    def _require_state(self, loading: dict[str, Any]) -> None:
+        missing = [key for key in _OWN if key not in loading and key != "origin"]
+        if missing:
+            raise ValueError(
+                f"SubspaceOptimizer: the state lacks {', '.join(map(repr, missing))}; load one "
+                "that a SubspaceOptimizer saved"
+            )
+        name, have = type(self.inner).__name__, loading["optimizer"]
+        if have != name:
+            raise ValueError(
+                f"SubspaceOptimizer: the state was saved with {have} inside, here is {name}; load "
+                "it into the optimizer it was saved with"
+            )
+        wants = {"coefficients": self.coefficients, "origin": self.origin}
+        for key in wants.keys() & loading.keys():
+            want, found = tuple(wants[key].shape), tuple(loading[key].shape)
+            if want != found:
+                raise ValueError(
+                    f"SubspaceOptimizer: {key} should have shape {want}, the state's have {found}; "
+                    "load it with the subspace it was saved with"
+                )
+        groups = [len(group["params"]) for group in loading["param_groups"]]
+        if groups != [len(self.param_groups[0]["params"])]:
+            raise ValueError(
+                f"SubspaceOptimizer: the state is of {groups} parameters, the subspace of "
+                f"{len(self.param_groups[0]['params'])}"
+            )
+
+
+def _require_inner(inner: Any, coefficients: Tensor) -> None:
+    if not isinstance(inner, torch.optim.Optimizer):
+        raise TypeError(
+            "SubspaceOptimizer: inner must return a torch.optim.Optimizer of the parameters it is "
+            f"given, got {type(inner).__name__}; pass for example "
+            "functools.partial(torch.optim.SGD, lr=1.0)"
+        )
+    groups = [group["params"] for group in inner.param_groups]
+    if len(groups) != 1 or len(groups[0]) != 1 or groups[0][0] is not coefficients:
+        raise ValueError(
+            "SubspaceOptimizer: inner must optimise the coefficients it is given and nothing else; "
+            "use its argument as the optimizer's params"
+        )

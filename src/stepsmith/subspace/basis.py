@@ -1,0 +1,292 @@
+"""A subspace of a model's parameters: theta = origin + P^T c, P of d orthonormal rows.
+
+Shape letters: D = directions, N = numbers of all tensors.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from stepsmith import store
+from stepsmith.store import CheckpointError
+from stepsmith.subspace import products
+from stepsmith.subspace.layout import Layout, NamedParams, named, unwrapped
+from stepsmith.version import __version__
+
+STORED = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+"""Dtypes a basis may be stored in."""
+
+
+@dataclass(frozen=True, eq=False)
+class Subspace:
+    """d orthonormal directions through a start, over named tensors.
+
+    Sums are taken in float32 (float64 where a parameter is), whatever the basis is stored in.
+
+    Args:
+        blocks: the diagonal blocks of P, (d_k, n_k) each; one dense one, or one a layer. They are
+            never written to, and copies share them.
+        origin: (N,) the start theta_0, all tensors joined, of dtype `layout.wide`.
+        layout: names, shapes and dtypes of the tensors, in the order in which they are joined.
+        buffers: the network's buffers at the start, such as batch-norm's statistics, by name; may
+            be empty.
+        info: JSON-able, how it was made: `kind` (`trajectory` or `random`), `explained` (for every
+            block the share of variance each direction explains, empty where unknown), `centred`,
+            `snapshots` (how many), `source`, `seconds` it took to make.
+
+    Raises:
+        ValueError: blocks that do not cover the tensors, or tensors of the wrong dtype or device.
+
+    Source: Li et al. 2022, "Low Dimensional Trajectory Hypothesis is True" (DLDR),
+    arXiv:2103.11154; Chen et al., "Scalable Learning to Optimize", ECCV 2022.
+    """
+
+    blocks: tuple[Tensor, ...]
+    origin: Tensor
+    layout: Layout
+    buffers: dict[str, Tensor] = field(default_factory=dict)
+    info: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self):
+        sizes = [tuple(block.shape) for block in self.blocks]
+        if not sizes or any(len(size) != 2 or 0 in size for size in sizes):
+            raise ValueError(
+                f"Subspace: blocks must be (directions, numbers) matrices, got {sizes}"
+            )
+        columns = sum(size[1] for size in sizes)
+        if columns != self.layout.total or tuple(self.origin.shape) != (self.layout.total,):
+            raise ValueError(
+                f"Subspace: the blocks have {columns} columns and the origin shape "
+                f"{tuple(self.origin.shape)}, but the tensors hold {self.layout.total} numbers"
+            )
+        if self.origin.dtype != self.layout.wide:
+            raise ValueError(
+                f"Subspace: the origin must be {self.layout.wide}, is {self.origin.dtype}"
+            )
+        for block in self.blocks:
+            if block.dtype not in STORED or block.device != self.origin.device:
+                raise ValueError(
+                    f"Subspace: blocks must be one of {', '.join(map(str, STORED))} and on the "
+                    f"origin's device ({self.origin.device}); one is {block.dtype} on "
+                    f"{block.device}"
+                )
+
+    def __repr__(self) -> str:
+        kind, dtype = self.info.get("kind", "subspace"), str(self.blocks[0].dtype)
+        parts = f", {len(self.blocks)} blocks" if len(self.blocks) > 1 else ""
+        return (
+            f"Subspace({kind}, {self.dim} directions of {self.layout.total:,} numbers in "
+            f"{len(self.layout.names)} tensors{parts}, {dtype.removeprefix('torch.')})"
+        )
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Subspace:
+        # Copying an optimizer must not copy P: nothing ever writes to it.
+        return self
+
+    @property
+    def dim(self) -> int:
+        """d, the number of coefficients."""
+        return sum(len(block) for block in self.blocks)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of coefficients and sums."""
+        return self.layout.wide
+
+    @property
+    def device(self) -> torch.device:
+        """Where everything lies."""
+        return self.origin.device
+
+    @property
+    def explained(self) -> list[float]:
+        """The share of (its block's) variance that each direction explains; empty where the
+        subspace was not made from a trajectory."""
+        return [share for block in self.info.get("explained", []) for share in block]
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash of the basis and the origin."""
+        if "fingerprint" not in self.info:
+            self.info["fingerprint"] = store.fingerprint(self._tensors(None))
+        return self.info["fingerprint"]
+
+    def project(self, grads: Mapping[str, Tensor]) -> Tensor:
+        """P g.
+
+        Args:
+            grads: gradients by name; other names may be there too.
+
+        Returns:
+            (d,), of dtype `dtype`, in loss units per unit of c.
+
+        Raises:
+            ValueError: a tensor is missing or of another shape.
+        """
+        return products.projected(self.blocks, self.layout.flatten(grads))
+
+    def lift(self, coefficients: Tensor) -> dict[str, Tensor]:
+        """P^T c, differentiable in c.
+
+        Args:
+            coefficients: (d,).
+
+        Returns:
+            Displacements from the origin by name, of dtype `dtype`.
+
+        Raises:
+            ValueError: another number of coefficients.
+        """
+        return self.layout.views(self._displacement(coefficients))
+
+    def parameters(self, coefficients: Tensor) -> dict[str, Tensor]:
+        """theta = origin + P^T c, differentiable in c; tensors by name, in their own dtypes.
+
+        Args:
+            coefficients: (d,).
+
+        Raises:
+            ValueError: another number of coefficients.
+        """
+        return self.layout.tensors(self.origin + self._displacement(coefficients))
+
+    def coefficients(self, model: NamedParams) -> Tensor:
+        """P (theta - origin), (d,): where a model stands, seen from within the subspace.
+
+        Raises:
+            ValueError: a tensor is missing or of another shape.
+        """
+        theta_N = self.layout.flatten(named(model, aliases=True)).to(self.device)
+        return products.projected(self.blocks, theta_N - self.origin)
+
+    def _displacement(self, coefficients: Tensor) -> Tensor:
+        if coefficients.shape[-1:] != (self.dim,):
+            raise ValueError(
+                f"Subspace: expected ({self.dim},) coefficients, got {tuple(coefficients.shape)}"
+            )
+        return products.lift(coefficients.to(self.dtype), (self.blocks,))
+
+    def with_origin(self, model: NamedParams) -> Subspace:
+        """The same directions (shared, not copied) through another start: a model's present
+        weights and buffers.
+
+        Raises:
+            ValueError: the model does not fit.
+        """
+        origin = self.layout.flatten(named(model, aliases=True)).to(self.device)
+        buffers = buffers_of(model) if isinstance(model, torch.nn.Module) else {}
+        info = {key: value for key, value in self.info.items() if key != "fingerprint"}
+        return Subspace(self.blocks, origin, self.layout, buffers, info)
+
+    def to(self, device: torch.device | str) -> Subspace:
+        """The same subspace on a device."""
+        return dataclasses.replace(
+            self, blocks=tuple(block.to(device) for block in self.blocks),
+            origin=self.origin.to(device),
+            buffers={key: value.to(device) for key, value in self.buffers.items()},
+        )  # fmt: skip
+
+    def deviation(self) -> float:
+        """The largest entry of |P P^T - 1|: how far the stored rows are from orthonormal."""
+        worst = 0.0
+        for block_DN in self.blocks:
+            gram = torch.zeros(len(block_DN), len(block_DN), dtype=torch.float64)
+            for part_DB in block_DN.split(2**16, dim=1):
+                wide = part_DB.double()
+                gram += (wide @ wide.t()).cpu()
+            worst = max(worst, float((gram - torch.eye(len(gram))).abs().max()))
+        return worst
+
+    def _tensors(self, dtype: torch.dtype | None) -> dict[str, Tensor]:
+        blocks = {
+            f"basis.{place}": block.to(dtype or block.dtype)
+            for place, block in enumerate(self.blocks)
+        }
+        buffers = {f"buffer.{name}": value for name, value in self.buffers.items()}
+        return {**blocks, "origin": self.origin, **buffers}
+
+    def save(self, path: str | Path, *, dtype: torch.dtype | None = None) -> Path:
+        """Write one safetensors file with a JSON manifest inside, atomically; an older file of that
+        name is replaced.
+
+        Args:
+            path: the file; `.safetensors` is added where it has no suffix.
+            dtype: to store the basis in; `torch.bfloat16` halves the file and what is read at every
+                step, and rounds the rows, which are then orthonormal to about 1e-5.
+
+        Returns:
+            The path written.
+
+        Raises:
+            ValueError: another dtype than one of `STORED`.
+            CheckpointError: the disk refuses.
+        """
+        require_stored("Subspace.save", dtype)
+        path = Path(path)
+        if not path.suffix:
+            path = path.with_suffix(".safetensors")
+        info = {key: value for key, value in self.info.items() if key != "fingerprint"}
+        manifest = {
+            "kind": "subspace", "version": __version__, "info": info,
+            "layout": {
+                "names": self.layout.names, "shapes": self.layout.shapes,
+                "dtypes": [str(d).removeprefix("torch.") for d in self.layout.dtypes],
+            },
+        }  # fmt: skip
+        store.write(path, self._tensors(dtype), manifest)
+        return path
+
+    @classmethod
+    def load(cls, path: str | Path, device: torch.device | str = "cpu") -> Subspace:
+        """Read what `save` wrote.
+
+        Args:
+            path: the file.
+            device: where to put it.
+
+        Raises:
+            CheckpointError: missing, damaged, or no subspace.
+        """
+        tensors, manifest = store.read(Path(path), "subspace")
+        try:
+            told = manifest["layout"]
+            layout = Layout(
+                tuple(told["names"]),
+                tuple(tuple(shape) for shape in told["shapes"]),
+                tuple(getattr(torch, name) for name in told["dtypes"]),
+            )
+            count = sum(key.startswith("basis.") for key in tensors)
+            blocks = tuple(tensors[f"basis.{place}"] for place in range(count))
+            buffers = {
+                key.removeprefix("buffer."): value
+                for key, value in tensors.items()
+                if key.startswith("buffer.")
+            }
+            info = {**manifest["info"], "fingerprint": manifest["fingerprint"]}
+            return cls(blocks, tensors["origin"], layout, buffers, info).to(device)
+        except (KeyError, TypeError, AttributeError, ValueError) as error:
+            raise CheckpointError(f"{path}: the manifest lacks or garbles {error}") from None
+
+
+def require_stored(owner: str, dtype: torch.dtype | None) -> None:
+    """Check a dtype for the basis.
+
+    Raises:
+        ValueError: none of `STORED`.
+    """
+    if dtype is not None and dtype not in STORED:
+        raise ValueError(
+            f"{owner}: dtype must be one of {', '.join(map(str, STORED))}, got {dtype}"
+        )
+
+
+def buffers_of(model: torch.nn.Module) -> dict[str, Tensor]:
+    """Copies of a module's buffers by name."""
+    return {name: value.detach().clone() for name, value in unwrapped(model).named_buffers()}

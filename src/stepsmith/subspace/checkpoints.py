@@ -1,0 +1,170 @@
+"""Parameter snapshots, in memory or on disk, read a few numbers at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from stepsmith import store
+from stepsmith.subspace.layout import Layout
+from stepsmith.subspace.snapshots import Snapshots
+
+Source = Mapping[str, Tensor] | str | Path
+"""A state dict, or the path of a safetensors file of one."""
+
+Piece = tuple[str, slice]
+"""Some numbers of a tensor, flattened."""
+
+_DTYPES = {
+    "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
+}  # fmt: skip
+
+STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
+"""How batch-norm's buffers end: they look like parameters in a state dict."""
+
+
+class Checkpoint:
+    """One snapshot of a run.
+
+    Args:
+        source: a state dict or a file.
+        place: its place in the run, for messages.
+
+    Raises:
+        TypeError: neither.
+        CheckpointError: a file that is missing or no safetensors file.
+    """
+
+    def __init__(self, source: Source, place: int):
+        self.label = f"checkpoint {place}"
+        self.manifest: dict[str, Any] = {}
+        self._path: Path | None = None
+        self._tensors: Mapping[str, Tensor] = {}
+        self.forms: dict[str, tuple[tuple[int, ...], torch.dtype]] = {}
+        """Shape and dtype of each tensor; torch.int64 stands for whatever is not floating-point."""
+        if isinstance(source, Mapping):
+            self._tensors = source
+            self.forms = {k: (tuple(v.shape), v.dtype) for k, v in source.items()}
+        elif isinstance(source, str | Path):
+            self._path = Path(source)
+            self.label = f"{self.label} ({self._path})"
+            with store.opened(self._path) as file:
+                for name in file.keys():  # noqa: SIM118
+                    part = file.get_slice(name)
+                    dtype = _DTYPES.get(part.get_dtype(), torch.int64)
+                    self.forms[name] = (tuple(part.get_shape()), dtype)
+                if "stepsmith" in (metadata := file.metadata() or {}):
+                    self.manifest = store.manifest_of(self._path, metadata)
+        else:
+            raise TypeError(
+                f"{self.label}: expected a state dict or the path of a safetensors file, got "
+                f"{type(source).__name__}"
+            )
+
+    @contextmanager
+    def _all(self) -> Iterator[Mapping[str, Tensor]]:
+        if self._path is None:
+            yield self._tensors
+            return
+        with store.opened(self._path) as file:
+            yield _Lazy(file)
+
+    @torch.no_grad()
+    def read(self, pieces: Sequence[Piece], out_B: Tensor) -> None:
+        """Write pieces of its tensors, joined, into `out_B`."""
+        # Opened anew for every part: pages of a file left open would count as memory in use.
+        with self._all() as tensors:
+            end = 0
+            for name, span in pieces:
+                part = tensors[name].reshape(-1)[span]
+                out_B[end : end + len(part)] = part
+                end += len(part)
+
+    def tensors(self, names: Iterable[str]) -> dict[str, Tensor]:
+        """Copies of some of its tensors."""
+        with self._all() as tensors:
+            return {name: tensors[name].detach().cpu().clone() for name in names}
+
+    def parameter_names(self) -> list[str]:
+        """The names of what it takes for parameters: all a snapshot says are, or all there is.
+
+        Raises:
+            ValueError: a state dict that holds more than parameters, or one tensor twice.
+        """
+        if self.manifest.get("kind") == "snapshot":
+            return list(self.manifest["parameters"])
+        first: dict[tuple[int, tuple[int, ...]], str] = {}
+        for name, (shape, dtype) in self.forms.items():
+            if name.rsplit(".", 1)[-1] in STATISTICS or not dtype.is_floating_point:
+                raise ValueError(
+                    f"{self.label}: {name!r} looks like a buffer, not a parameter; say which "
+                    "tensors are parameters: params=model, or their names"
+                )
+            tensor = self._tensors.get(name)
+            if tensor is None or tensor.numel() == 0:
+                continue
+            other = first.setdefault((tensor.data_ptr(), shape), name)
+            if other != name:
+                raise ValueError(
+                    f"{self.label}: {other!r} and {name!r} are one tied parameter; pass "
+                    "params=model, which names it once"
+                )
+        return list(self.forms)
+
+    def require(self, layout: Layout) -> None:
+        """Check that it has the tensors of a layout.
+
+        Raises:
+            ValueError: names the checkpoint and the first tensor that is missing or differs.
+        """
+        for name, shape, dtype in zip(layout.names, layout.shapes, layout.dtypes, strict=True):
+            if name not in self.forms:
+                raise ValueError(f"{self.label}: has no tensor {name!r}; is it of another network?")
+            if self.forms[name] != (shape, dtype):
+                have, kind = self.forms[name]
+                raise ValueError(
+                    f"{self.label}: tensor {name!r} has shape {have} and dtype {kind}, in the "
+                    f"first checkpoint {shape} and {dtype}; is it of another network?"
+                )
+
+
+class _Lazy(Mapping[str, Tensor]):
+    """The tensors of an open file, read when they are touched."""
+
+    def __init__(self, file: Any):
+        self._file = file
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self._file.get_tensor(name)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._file.keys())
+
+    def __len__(self) -> int:
+        return len(self._file.keys())
+
+
+def as_checkpoints(sources: Snapshots | str | Path | Iterable[Source]) -> list[Checkpoint]:
+    """Snapshots in order.
+
+    Args:
+        sources: a recorder, the folder of one, or state dicts and paths in order of time.
+
+    Raises:
+        TypeError, CheckpointError: as `Checkpoint`; a single file or state dict.
+    """
+    if isinstance(sources, Snapshots):
+        sources = sources.paths()
+    elif isinstance(sources, str | Path):
+        sources = Snapshots.listed(sources)
+    elif isinstance(sources, Mapping):
+        raise TypeError(
+            "a trajectory is several checkpoints: pass a list of state dicts or paths, got one "
+            "state dict"
+        )
+    return [Checkpoint(source, place) for place, source in enumerate(sources)]

@@ -1,0 +1,108 @@
+"""Recording a training run: the parameters every so many steps, one file each."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from torch import nn
+
+from stepsmith import store
+from stepsmith.subspace.basis import buffers_of
+from stepsmith.subspace.layout import Layout, trainable, unwrapped
+from stepsmith.version import __version__
+
+_NAME = re.compile(r"snapshot-(\d+)\.safetensors")
+
+
+class Snapshots:
+    """Writes a model's trainable parameters to a folder along a training run.
+
+    Args:
+        folder: made where missing.
+        model: what is trained; parameters that are frozen now are left out.
+        every: calls from one snapshot to the next. Call the recorder before every training step:
+            the first call keeps the start.
+        resume: go on numbering where the folder's snapshots end.
+
+    Raises:
+        ValueError: `every` below 1, nothing to train, or a folder that holds snapshots already.
+
+    >>> import tempfile
+    >>> model = nn.Linear(3, 1)
+    >>> snapshots = Snapshots(tempfile.mkdtemp(), model, every=10)
+    >>> for step in range(21):
+    ...     snapshots()  # then a training step
+    >>> len(snapshots.paths())
+    3
+    """
+
+    def __init__(
+        self, folder: str | Path, model: nn.Module, every: int = 1, *, resume: bool = False
+    ):
+        if every < 1:
+            raise ValueError(f"Snapshots: every must be at least 1, got {every!r}")
+        self.folder = Path(folder)
+        self.every = every
+        self._model = unwrapped(model)
+        Layout.of(trainable(model))
+        there = self.listed(self.folder)
+        if there and not resume:
+            raise ValueError(
+                f"Snapshots: {self.folder} holds {len(there)} snapshots already; choose another "
+                "folder, or pass resume=True to go on after them"
+            )
+        self._number = 1 + max((_number(path) for path in there), default=-1)
+        self._calls = 0
+
+    def __call__(self) -> None:
+        """Count a training step, which is about to be made; keep every `every`-th, the first too.
+
+        Raises:
+            CheckpointError: the disk refuses.
+        """
+        if self._calls % self.every == 0:
+            self.record()
+        self._calls += 1
+
+    def record(self) -> Path:
+        """Keep the parameters as they are now, and the buffers beside them; returns the file.
+
+        Raises:
+            CheckpointError: the disk refuses.
+        """
+        params, buffers = trainable(self._model), buffers_of(self._model)
+        path = self.folder / f"snapshot-{self._number:06d}.safetensors"
+        manifest = {
+            "kind": "snapshot", "version": __version__, "number": self._number,
+            "parameters": list(params), "buffers": list(buffers),
+        }  # fmt: skip
+        store.write(path, {**params, **buffers}, manifest)
+        self._number += 1
+        return path
+
+    def paths(self) -> list[Path]:
+        """The files, in order of time."""
+        return self.listed(self.folder)
+
+    def __len__(self) -> int:
+        return len(self.paths())
+
+    @staticmethod
+    def listed(folder: str | Path) -> list[Path]:
+        """The snapshots in a folder, in order of time; none where it does not exist.
+
+        Raises:
+            ValueError: it is a file.
+        """
+        folder = Path(folder)
+        if folder.exists() and not folder.is_dir():
+            raise ValueError(f"Snapshots: {folder} is a file; pass the folder of the snapshots")
+        found = (path for path in folder.glob("snapshot-*") if _NAME.fullmatch(path.name))
+        return sorted(found, key=_number)
+
+
+def _number(path: Path) -> int:
+    found = _NAME.fullmatch(path.name)
+    assert found is not None
+    return int(found[1])
