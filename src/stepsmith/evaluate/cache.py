@@ -179,8 +179,8 @@ def _code() -> str:
 
 def _read(path: Path) -> Records:
     records = Records.load(path)
-    if not any(records.select("train_loss", purpose="test")):
-        raise CheckpointError(f"{path}: holds no test runs")
+    if not {"test", "tuned"} & {block.key.purpose for block in records.blocks}:
+        raise CheckpointError(f"{path}: holds neither test runs nor a tuned rate")
     return records
 
 

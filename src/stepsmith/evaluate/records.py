@@ -42,8 +42,8 @@ class Key:
     Args:
         recipe, scale: the experiment, and `full`, `small` or `quick`.
         protocol: `corrected` or `as-published`.
-        purpose: `tuning`, `test`, `cost` (seconds), `meta` (meta-training itself) or `spent`
-            (what the measuring took).
+        purpose: `tuning`, `tuned` (what it found), `test`, `cost` (seconds), `meta` (meta-training
+            itself) or `spent` (what the measuring took).
         task, network, data: what was optimised.
         optimizer: name for tables.
         kind: `learned` or `baseline`.
@@ -82,7 +82,8 @@ class Block:
     Args:
         key: what they are about.
         split: of the data: `train`, `test`, `meta_valid` or empty.
-        metric: `train_loss` (before each step), `test_loss`, `test_accuracy`,
+        metric: `train_loss` (before each step), `final_loss` (its mean over the last tenth),
+            `test_loss`, `test_accuracy`, `rate`, `at_edge`,
             `seconds_per_step`, `gradient_seconds`, `meta_training_seconds`,
             `meta_training_core_seconds`, `validation_score`, `core_seconds` (processor time of
             tuning and testing).

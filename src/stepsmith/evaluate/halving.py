@@ -1,0 +1,104 @@
+"""Tuning where full trainings are dear: successive halving of the rates.
+
+Source: Jamieson & Talwalkar 2016, arXiv:1502.07943.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from stepsmith.evaluate.tuning import FACTOR, rounded
+
+Run = Callable[[float, float], float]
+"""A rate and a share of the training to its score, lower is better."""
+
+
+@dataclass(frozen=True)
+class Rung:
+    """A share of the training, and how many rates are tried over it."""
+
+    share: float
+    rates: int
+
+
+RUNGS = (Rung(1 / 6, 5), Rung(1 / 2, 3), Rung(1.0, 2))
+WIDEST = 15
+"""Rates tried on the first rung before the grid stops widening, and says so."""
+
+
+@dataclass(frozen=True)
+class Halved:
+    """What was tried.
+
+    Attributes:
+        rate: the best on the last rung.
+        scores: (rate, share of the training) -> score.
+        at_edge: whether it is an edge of the first rung's grid.
+    """
+
+    rate: float
+    scores: dict[tuple[float, float], float]
+    at_edge: bool
+
+
+def halve(
+    run: Run,
+    centre: float,
+    *,
+    rungs: tuple[Rung, ...] = RUNGS,
+    factor: float = FACTOR,
+) -> Halved:
+    """The rate whose whole training ends best, the worse ones dropped after a part of it.
+
+    The first rung's grid widens while its edge wins; on later rungs the survivors' neighbours join
+    no more, so that a rate that wins late only at a grid's edge says so by `at_edge`.
+
+    Args:
+        run: trains with a rate for a share of the training, its schedule drawn together to that
+            share. A score that is not finite is worse than any other.
+        centre: middle of the first grid.
+        rungs: growing shares, the last 1, and falling numbers of rates.
+        factor: ratio of neighbouring rates.
+
+    Raises:
+        ValueError: rungs that do not grow to 1 or do not shrink in number, or a centre or factor
+            out of range.
+
+    >>> found = halve(lambda rate, share: abs(rate - 2.0) / share, 0.25)
+    >>> found.rate, found.at_edge, len(found.scores)
+    (2.0, False, 12)
+    """
+    shares, counts = [r.share for r in rungs], [r.rates for r in rungs]
+    if shares != sorted(set(shares)) or shares[-1] != 1 or counts != sorted(counts, reverse=True):
+        raise ValueError(f"halve: rungs must grow to a share of 1 with ever fewer rates: {rungs}")
+    if not centre > 0 or not factor > 1 or counts[-1] < 1:
+        raise ValueError(
+            f"halve: needs centre > 0, factor > 1 and rates; got {centre}, {factor}, {counts}"
+        )
+    scores: dict[tuple[float, float], float] = {}
+
+    def measure(rate: float, share: float) -> float:
+        value = run(rate, share)
+        scores[rate, share] = value if math.isfinite(value) else math.inf
+        return scores[rate, share]
+
+    first = rungs[0]
+    grid = [rounded(centre * factor ** (i - first.rates // 2)) for i in range(first.rates)]
+    level = {rate: measure(rate, first.share) for rate in grid}
+    while len(level) < WIDEST:
+        best = min(level, key=lambda rate: (level[rate], rate))
+        if best == max(level):
+            new = rounded(best * factor)
+        elif best == min(level):
+            new = rounded(best / factor)
+        else:
+            break
+        level[new] = measure(new, first.share)
+    edges = (min(level), max(level))
+    for rung in rungs[1:]:
+        kept = sorted(level, key=lambda rate: (level[rate], rate))[: rung.rates]
+        level = {rate: measure(rate, rung.share) for rate in kept}
+    best = min(level, key=lambda rate: (level[rate], rate))
+    return Halved(best, scores, best in edges)

@@ -1,0 +1,96 @@
+"""How an optimizer's rate changes over a training."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from stepsmith.evaluate.baselines import Baseline
+from stepsmith.evaluate.cost import MakeOptimizer
+from stepsmith.evaluate.tuning import hyper_parameters
+from stepsmith.rules.base import require_choice
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """A factor on the rate, by the share of the training that is done.
+
+    Args:
+        kind: `constant`; `steps`, which multiplies by `factor` at each of `drops`; or `cosine`,
+            from 1 to 0.
+        drops: shares of the training, rising, between 0 and 1.
+        factor: of a drop.
+
+    Raises:
+        ValueError: an unknown kind, or drops that do not rise between 0 and 1.
+
+    >>> paper = Schedule("steps", (0.5, 0.75))
+    >>> [round(paper.at(share), 4) for share in (0.0, 0.49, 0.5, 0.8)]
+    [1.0, 1.0, 0.1, 0.01]
+    """
+
+    kind: str = "constant"
+    drops: tuple[float, ...] = ()
+    factor: float = 0.1
+
+    def __post_init__(self):
+        require_choice("Schedule", "kind", self.kind, ("constant", "steps", "cosine"))
+        ends = (0.0, *self.drops, 1.0)
+        if any(b <= a for a, b in itertools.pairwise(ends)):
+            raise ValueError(f"Schedule: drops must rise between 0 and 1, got {self.drops}")
+
+    def at(self, share: float) -> float:
+        """The factor when this share of the training is done."""
+        if self.kind == "cosine":
+            return 0.5 * (1 + math.cos(math.pi * min(share, 1.0)))
+        if self.kind == "steps":
+            return self.factor ** sum(share >= drop for drop in self.drops)
+        return 1.0
+
+
+@dataclass(frozen=True)
+class Scheduled(Baseline):
+    """A baseline whose rate follows a schedule.
+
+    Args:
+        schedule: over each training's own length.
+    """
+
+    schedule: Schedule = field(default_factory=Schedule)
+
+    def at(self, rate: float, steps: int) -> MakeOptimizer:
+        """What makes the optimizer for a training of so many steps."""
+        arguments = hyper_parameters(self, rate)
+        return scheduled(lambda params: self.make(params, **arguments), self.schedule, steps)
+
+
+def scheduled(
+    make: Callable[[Iterable[Tensor]], torch.optim.Optimizer], schedule: Schedule, steps: int
+) -> MakeOptimizer:
+    """An optimizer that changes its own rate after each of its steps.
+
+    Args:
+        make: makes the optimizer of parameters.
+        schedule: over `steps` steps.
+        steps: of the training.
+    """
+    if schedule.kind == "constant":
+        return make
+
+    def made(params: Iterable[Tensor]) -> torch.optim.Optimizer:
+        optimizer = make(params)
+        rates = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda done: schedule.at(done / steps))
+
+        def after(*_: Any) -> None:
+            rates.step()
+
+        optimizer.register_step_post_hook(after)
+        return optimizer
+
+    return made

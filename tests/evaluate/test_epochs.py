@@ -1,0 +1,104 @@
+"""Contests over epochs: scheduled, tuned by halving, tested every epoch, cached."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from tests.conftest import make_tiny_task
+from tests.evaluate.test_run import fresh
+
+from stepsmith.evaluate import Key, Records, epochs, summarise
+from stepsmith.evaluate.epochs import Contest, Length, train_epochs
+from stepsmith.evaluate.halving import Rung
+from stepsmith.evaluate.schedules import Schedule, Scheduled
+from stepsmith.unroll import TorchStepper
+
+MOMENTUM = Scheduled(
+    "momentum", torch.optim.SGD, 0.25, {"momentum": 0.9}, Schedule("steps", (0.5, 0.75))
+)
+
+
+def contest(**changes) -> Contest:
+    options = {
+        "name": "tiny", "length": Length(3, 8), "seeds": [0, 1], "records": Records(),
+        "key": Key(recipe="r", scale="quick"), "rungs": (Rung(0.25, 3), Rung(1.0, 2)),
+    }  # fmt: skip
+    return Contest(**{**options, **changes})
+
+
+def test_epochs_are_one_training(tiny_task):
+    def make(group):
+        return TorchStepper(lambda p: torch.optim.SGD(p, lr=0.1), group.theta, group.layout)
+
+    whole, at_end = train_epochs([tiny_task], make, [3, 4], Length(1, 12))
+    parts, tests = train_epochs([tiny_task], make, [3, 4], Length(3, 4), copies=2)
+    np.testing.assert_allclose(parts, whole)
+    assert tests["accuracy"].shape == (2, 3)
+    np.testing.assert_allclose(tests["loss"][:, -1:], at_end["loss"])
+
+
+def test_each_seed_may_have_a_task_of_its_own(tiny_task):
+    other = make_tiny_task(batch_size=5)
+
+    def make(group):
+        return TorchStepper(lambda p: torch.optim.SGD(p, lr=0.1), group.theta, group.layout)
+
+    both, _ = train_epochs([tiny_task, other], make, [3, 4], Length(1, 6))
+    alone = [train_epochs([t], make, [s], Length(1, 6))[0] for t, s in ((tiny_task, 3), (other, 4))]
+    np.testing.assert_array_equal(both, np.concatenate(alone))
+    with pytest.raises(ValueError, match="one for each of 3 seeds"):
+        train_epochs([tiny_task, other], make, [3, 4, 5], Length(1, 6))
+
+
+def test_a_contest_tunes_tests_and_summarises(tiny_task):
+    held = contest(timing_rounds=1)
+    rate = held.baseline("momentum", tiny_task, MOMENTUM)
+    held.rule("mine", tiny_task, fresh())
+    found = held.tuned["momentum"]
+    assert rate == found.rate
+    last = {r: value for (r, share), value in found.scores.items() if share == 1.0}
+    assert rate == min(last, key=last.__getitem__)
+    (block,) = held.records.select("test_accuracy", purpose="test", optimizer="momentum")
+    assert block.values.shape == (2, 3)
+    assert list(block.steps) == [8, 16, 24]
+    rows = {(row["optimizer"], row["metric"]): row for row in summarise(held.records)}
+    accuracy = rows["momentum", "test_accuracy"]["mean"]
+    assert accuracy == pytest.approx(block.values[:, -1].mean())
+    assert rows["mine", "final_train_loss"]["against"] == "momentum"
+    assert rows["mine", "seconds_per_step"]["mean"] > 0
+
+
+def test_the_second_time_nothing_is_trained(tmp_path, tiny_task, monkeypatch):
+    first = contest(cache=tmp_path)
+    rates = [first.baseline("momentum", tiny_task, MOMENTUM)]
+    first.rule("mine", tiny_task, fresh())
+    monkeypatch.setattr(epochs, "train_epochs", lambda *a, **k: pytest.fail("trained again"))
+    again = contest(cache=tmp_path)
+    rates.append(again.baseline("momentum", tiny_task, MOMENTUM))
+    again.rule("mine", tiny_task, fresh())
+    assert rates[0] == rates[1]
+    assert again.tuned == first.tuned
+    assert summarise(again.records) == summarise(first.records)
+
+
+@pytest.mark.parametrize(
+    "changes", [{"length": Length(2, 12)}, {"seeds": [0, 2]}, {"rungs": (Rung(1.0, 3),)}]
+)
+def test_whatever_decides_the_numbers_misses(changes, tmp_path, tiny_task, monkeypatch):
+    contest(cache=tmp_path).baseline("momentum", tiny_task, MOMENTUM)
+    monkeypatch.setattr(epochs, "train_epochs", lambda *a, **k: pytest.fail("trained again"))
+    with pytest.raises(pytest.fail.Exception, match="trained again"):
+        contest(cache=tmp_path, **changes).baseline("momentum", tiny_task, MOMENTUM)
+
+
+def test_a_given_rate_is_not_tuned(tiny_task):
+    held = contest()
+    assert held.baseline("as published", tiny_task, MOMENTUM, rate=0.1) == 0.1
+    assert not held.tuned
+    assert not list(held.records.select("final_loss", purpose="tuning"))
+
+
+def test_refused_lengths():
+    with pytest.raises(ValueError, match="an epoch and a step at least"):
+        Length(0, 5)

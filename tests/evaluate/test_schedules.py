@@ -1,0 +1,85 @@
+"""Schedules and successive halving."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from stepsmith.evaluate.halving import WIDEST, Rung, halve
+from stepsmith.evaluate.schedules import Schedule, Scheduled, scheduled
+
+
+def rates_of(schedule: Schedule, steps: int, lr: float = 0.4) -> list[float]:
+    param = torch.nn.Parameter(torch.ones(2))
+    optimizer = scheduled(lambda p: torch.optim.SGD(p, lr=lr), schedule, steps)([param])
+    seen = []
+    for _ in range(steps):
+        seen.append(optimizer.param_groups[0]["lr"])
+        param.grad = torch.ones(2)
+        optimizer.step()
+    return seen
+
+
+def test_rates_drop_at_their_shares():
+    seen = rates_of(Schedule("steps", (0.5, 0.75)), 8)
+    assert seen == pytest.approx([0.4] * 4 + [0.04] * 2 + [0.004] * 2)
+
+
+def test_a_cosine_falls_to_zero():
+    seen = rates_of(Schedule("cosine"), 10)
+    assert seen == pytest.approx([0.2 * (1 + math.cos(math.pi * t / 10)) for t in range(10)])
+
+
+def test_a_constant_rate_and_a_scheduled_baseline():
+    assert rates_of(Schedule(), 3) == [0.4] * 3
+    entry = Scheduled("mine", torch.optim.SGD, 0.1, {"momentum": 0.9}, Schedule("steps", (0.5,)))
+    optimizer = entry.at(0.2, 2)([torch.nn.Parameter(torch.ones(1))])
+    assert optimizer.param_groups[0]["momentum"] == 0.9
+    assert optimizer.param_groups[0]["lr"] == 0.2
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [("linear",), ("steps", (0.5, 0.5)), ("steps", (0.0,)), ("steps", (0.5, 1.0))],
+)
+def test_refused_schedules(arguments):
+    with pytest.raises(ValueError, match=r"Schedule: (kind must be|drops must rise)"):
+        Schedule(*arguments)
+
+
+def test_halving_drops_the_worse_and_trains_the_rest_longer():
+    trained = []
+
+    def run(rate, share):
+        trained.append((rate, share))
+        # Early on the highest rate looks best, in the end the one before it.
+        return -rate if share < 1 else abs(rate - 1.0)
+
+    rungs = (Rung(0.25, 3), Rung(1.0, 2))
+    found = halve(lambda r, s: run(r, s) if r <= 2 else math.nan, 1.0, rungs=rungs)
+    assert found.rate == 1.0
+    assert [share for _, share in trained].count(1.0) == 2
+    assert {rate for rate, share in trained if share == 1.0} == {1.0, 2.0}
+    assert found.scores[4.0, 0.25] == math.inf
+    assert not found.at_edge
+
+
+def test_a_grid_widens_while_its_edge_wins_and_says_where_it_stopped():
+    assert halve(lambda rate, share: abs(math.log(rate / 40)), 0.5).rate == 32.0
+    endless = halve(lambda rate, share: -rate, 1.0)
+    assert endless.at_edge
+    assert len({rate for rate, _ in endless.scores}) == WIDEST
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"rungs": (Rung(0.5, 3), Rung(0.25, 2))}, {"rungs": (Rung(0.5, 3),)},
+        {"rungs": (Rung(0.5, 2), Rung(1.0, 3))}, {"centre": 0.0}, {"factor": 1.0},
+    ],
+)  # fmt: skip
+def test_refused_halvings(change):
+    with pytest.raises(ValueError, match="halve: "):
+        halve(lambda rate, share: rate, **{"centre": 1.0, **change})

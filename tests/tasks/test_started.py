@@ -1,0 +1,35 @@
+"""A saved start is where every run starts; its batches are the task's own."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from stepsmith.evaluate.cache import identity
+from stepsmith.tasks import make_task
+from stepsmith.tasks.started import StartedTask
+from stepsmith.unroll import Copies
+
+
+def test_starts_are_the_saved_one_and_batches_the_tasks():
+    task = make_task("mlp-mnist", source="sample")
+    params, buffers = task.init(torch.Generator().manual_seed(7))
+    started = StartedTask(task, params, buffers)
+    copies, others = Copies(started, [1, 2]), Copies(task, [1, 2])
+    assert torch.equal(copies.theta[0], copies.theta[1])
+    assert torch.equal(copies.theta[0], copies.layout.flatten(params))
+    for one, two in zip(copies.batches("train"), others.batches("train"), strict=True):
+        assert torch.equal(one, two)
+    copies.theta.zero_()
+    assert all(bool(value.any()) for key, value in params.items() if key.endswith("weight"))
+
+
+def test_starts_are_told_apart_and_must_fit():
+    task = make_task("mlp-mnist", source="sample")
+    one, two = (task.init(torch.Generator().manual_seed(seed))[0] for seed in (1, 2))
+    assert identity(StartedTask(task, one)) != identity(StartedTask(task, two))
+    with pytest.raises(ValueError, match="does not fit mlp-mnist"):
+        StartedTask(task, {key: value for key, value in one.items() if "bias" not in key})
+    wrong = {**one, next(iter(one)): torch.zeros(2)}
+    with pytest.raises(ValueError, match=f"differs in '{next(iter(one))}'"):
+        StartedTask(task, wrong)
