@@ -47,6 +47,9 @@ def run_command(
     hundred: Annotated[
         bool, typer.Option("--hundred", help="The full scale without its longer horizons.")
     ] = False,
+    small: Annotated[
+        bool, typer.Option("--small", help="The deep networks of SL2O for two cores.")
+    ] = False,
     out: Annotated[
         Path, typer.Option(help="Results go to OUT/NAME/SCALE, and overwrite none.")
     ] = Path("results"),
@@ -54,20 +57,23 @@ def run_command(
     overwrite: Overwrite = False,
     source: Source = None,
     data_dir: DataDir = None,
+    device: Annotated[str, typer.Option(help="Where tasks run: cpu or cuda.")] = "cpu",
 ) -> None:
     """Run a recipe. Interrupted, the same command goes on where it stopped."""
-    if quick and hundred:
-        raise ValueError("recipe run: give --quick or --hundred, not both")
+    asked = [key for key, given in (("quick", quick), ("hundred", hundred), ("small", small))
+             if given]  # fmt: skip
+    if len(asked) > 1:
+        raise ValueError("recipe run: give one of --quick, --hundred and --small")
     chosen = recipe(name)
-    scale = SCALES["quick" if quick else "hundred" if hundred else "full"]
+    scale = SCALES[asked[0] if asked else "full"]
     # What decides the results, whatever folders this machine has.
-    flags = [flag for flag, given in (("--quick", quick), ("--hundred", hundred)) if given]
+    flags = [f"--{key}" for key in asked]
     folder = out / chosen.name / scale.name
     with console.status("...") as status:
         summary = run_recipe(
             chosen, scale, folder=folder, cache=cache, overwrite=overwrite,
             command=shlex.join(["stepsmith", "recipe", "run", name, *flags]), source=source,
-            data_dir=data_dir, say=status.update,
+            data_dir=data_dir, device=device, say=status.update,
         )  # fmt: skip
     for sentence in summary["verdicts"]:
         console.print(sentence)

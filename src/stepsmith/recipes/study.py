@@ -41,7 +41,9 @@ class Scale:
     """How much a recipe measures.
 
     Args:
-        name: `full`, `hundred` (the full scale without its longer horizons) or `quick`.
+        name: `full`; `hundred`, the full scale without its longer horizons; `small`, for the deep
+            networks of SL2O on two cores (`stepsmith.recipes.deep.DEPTHS`), like `hundred` for the
+            others; or `quick`.
         first: the horizon of the paper's figures.
         long: a further horizon, None for none.
         longest: one more, for the MLP.
@@ -64,7 +66,8 @@ FULL = Scale(
 )
 QUICK = Scale("quick", Horizon(20, 4, 1), Horizon(40, 2, 1), Horizon(60, 2, 1), 0.002, 1, "sample")
 HUNDRED = replace(FULL, name="hundred", long=None, longest=None)
-SCALES = {scale.name: scale for scale in (FULL, HUNDRED, QUICK)}
+SMALL = replace(HUNDRED, name="small")
+SCALES = {scale.name: scale for scale in (FULL, HUNDRED, SMALL, QUICK)}
 
 
 @dataclass
@@ -77,6 +80,7 @@ class Study:
         cache: folder of tuned baselines, runs and meta-trained rules, shared by recipes.
         source, data_dir: where data come from, as in `load_images`.
         say: told what is being done.
+        device: where tasks run.
 
     Attributes:
         records: everything measured so far.
@@ -89,12 +93,14 @@ class Study:
     source: str | None = None
     data_dir: str | None = None
     say: Callable[[str], None] = lambda message: None
+    device: str = "cpu"
     records: Records = field(default_factory=Records)
     findings: dict[str, Any] = field(default_factory=dict)
 
     def task(self, name: str, **options: Any) -> Task:
         """A task by name, on this study's data."""
-        return make_task(name, **self.where, **options)
+        where = self.where if self.device == "cpu" else {**self.where, "device": self.device}
+        return make_task(name, **where, **options)
 
     @property
     def where(self) -> dict[str, Any]:
@@ -114,9 +120,19 @@ class Study:
         trained: TrainedRule | None = None
         for number, config in enumerate(plan.stages):
             label = f"{name}-{number + 1}" if number else name
-            trained = self._stage(label, tasks, trained or plan.rule, config)
+            scaled = self._scaled(config, len(tasks))
+            trained = self.meta_train(label, tasks, trained or plan.rule, scaled)
         assert trained is not None
         return replace(trained, manifest={**trained.manifest, "name": name})
+
+    def _scaled(self, config: dict[str, Any], tasks: int) -> dict[str, Any]:
+        """A meta-training's configuration with this scale's share of its budget."""
+        horizons = config.get("horizons", (config.get("horizon", 100),))
+        least = sum(horizons) * config.get("copies", 4) * tasks
+        scaled = {**config, "steps": max(least, int(config["steps"] * self.scale.meta))}
+        if self.scale.name == "quick":
+            scaled["validation_copies"] = 2
+        return scaled
 
     def _meta_task(self, plan: MetaTraining, name: str) -> Task:
         if plan.protocol == published.PROTOCOL:
@@ -124,19 +140,27 @@ class Study:
         task = self.task(name)
         return RandomlyScaled(task, per=plan.scaled) if plan.scaled else task
 
-    def _stage(
-        self, name: str, tasks: list[Task], start: Rule | TrainedRule, config: dict[str, Any]
+    def meta_train(
+        self,
+        name: str,
+        tasks: list[Task],
+        start: Rule | TrainedRule,
+        config: dict[str, Any],
     ) -> TrainedRule:
-        config = dict(config)
-        horizons = config.get("horizons", (config.get("horizon", 100),))
-        least = sum(horizons) * config.get("copies", 4) * len(tasks)
-        config["steps"] = max(least, int(config["steps"] * self.scale.meta))
-        if self.scale.name == "quick":
-            config["validation_copies"] = 2
-        decides = {
+        """Meta-train once, and keep it in the cache.
+
+        Args:
+            name: of the rule, and of its folder.
+            tasks: to train on.
+            start: a fresh rule, or one to go on from.
+            config: of `meta_train`, or of `train_curriculum` where it has `horizons`.
+        """
+        decides: dict[str, Any] = {
             "tasks": [[task.name, task.data_name] for task in tasks], "config": config,
             "start": start.fingerprint if isinstance(start, TrainedRule) else repr(start),
         }  # fmt: skip
+        if any(task.details for task in tasks):
+            decides["details"] = [task.details for task in tasks]
         digest = hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()[:12]
         folder = self.cache / "rules" / f"{name}-{digest}"
         done = folder / "rule.safetensors"
@@ -194,6 +218,7 @@ def run_recipe(
     source: str | None = None,
     data_dir: str | None = None,
     overwrite: bool = False,
+    device: str = "cpu",
     say: Callable[[str], None] = lambda message: None,
 ) -> dict[str, Any]:
     """Run a recipe and write its results; returns the summary.
@@ -205,6 +230,7 @@ def run_recipe(
         command: that reproduces it.
         source, data_dir: where data come from.
         overwrite: replace the results in `folder`.
+        device: where tasks run.
         say: told what is being done.
 
     Raises:
@@ -214,7 +240,7 @@ def run_recipe(
         raise ValueError(
             f"{folder}: holds the results of an earlier run; pass --overwrite, or another --out"
         )
-    study = Study(recipe.name, scale, cache, source, data_dir, say)
+    study = Study(recipe.name, scale, cache, source, data_dir, say, device)
     recipe.run(study)
     say("drawing the report")
     config = {

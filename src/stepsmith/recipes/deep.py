@@ -1,0 +1,295 @@
+"""What the recipes of SL2O share: networks in full space and in subspaces, bases, contests.
+
+Source: Chen et al., "Scalable Learning to Optimize", ECCV 2022, and its supplement.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from stepsmith import store
+from stepsmith.evaluate import Key
+from stepsmith.evaluate.cache import identity
+from stepsmith.evaluate.epochs import Contest, Length
+from stepsmith.evaluate.halving import RUNGS, Rung
+from stepsmith.evaluate.schedules import Schedule, Scheduled
+from stepsmith.hub import TrainedRule
+from stepsmith.recipes.study import Study
+from stepsmith.rules import Rule, rnnprop
+from stepsmith.subspace import Subspace, from_trajectory
+from stepsmith.tasks import SubspaceTask, Task
+from stepsmith.tasks.started import StartedTask
+from stepsmith.unroll import Copies, TorchStepper, roll
+
+SAVED = 0
+"""Seed of the saved start from which, as published, everything begins."""
+FRESH = 100
+"""Seeds of fresh starts follow this one."""
+
+_STEPS = Schedule("steps", (0.5, 0.75))
+_EARLY = Schedule("steps", (0.3, 0.5))
+_COSINE = Schedule("cosine")
+
+FULL_SPACE: dict[str, Scheduled] = {
+    "sgd": Scheduled("sgd", torch.optim.SGD, 0.1, {}, _STEPS),
+    "momentum": Scheduled("momentum", torch.optim.SGD, 0.1, {"momentum": 0.9}, _STEPS),
+    "adam": Scheduled("adam", torch.optim.Adam, 0.001, {"betas": (0.9, 0.99)}, _STEPS),
+    "rmsprop": Scheduled("rmsprop", torch.optim.RMSprop, 0.01, {}, _STEPS),
+    "adamw, cosine": Scheduled("adamw", torch.optim.AdamW, 0.002, {}, _COSINE),
+}
+"""Baselines of the whole space: table 1 of the supplement with its rates and drops, and AdamW."""
+
+SUBSPACE: dict[str, Scheduled] = {
+    "sgd in subspace": Scheduled("sgd", torch.optim.SGD, 1.0, {}, _EARLY),
+    "momentum in subspace": Scheduled(
+        "momentum", torch.optim.SGD, 1.0, {"momentum": 0.9}, _EARLY
+    ),
+    "adamw in subspace, cosine": Scheduled("adamw", torch.optim.AdamW, 0.05, {}, _COSINE),
+}  # fmt: skip
+"""Baselines of the subspace: table 1's, and AdamW."""
+
+
+@dataclass(frozen=True)
+class Depth:
+    """How much is measured of a deep network.
+
+    Args:
+        data: image set, with the variants every task has.
+        others: further sets, for transfers of data.
+        batch: examples of a batch.
+        basis_epochs, basis_drop: of the training whose snapshots make the basis; at this share of
+            it the rate drops to a tenth.
+        snapshots: of an epoch.
+        directions: d.
+        unroll, episode, episodes: steps of a window and of an episode of meta-training, and how
+            many episodes.
+        epochs: of a test.
+        seeds: of a test; fresh starts and bases too.
+        rungs: of the tuning.
+        copies: trainings at once.
+        timing_rounds: of each optimizer's step.
+    """
+
+    data: str
+    others: tuple[str, ...]
+    batch: int
+    basis_epochs: int
+    basis_drop: float
+    snapshots: int
+    directions: int
+    unroll: int
+    episode: int
+    episodes: int
+    epochs: int
+    seeds: int
+    rungs: tuple[Rung, ...]
+    copies: int
+    timing_rounds: int
+
+
+_TRAIN = "@crop@flip@standardised"
+DEPTHS: dict[str, Depth] = {
+    "full": Depth(
+        f"cifar10{_TRAIN}", (f"cifar100{_TRAIN}", f"imagenet32{_TRAIN}"), batch=128,
+        basis_epochs=60, basis_drop=50 / 60, snapshots=1, directions=40, unroll=10, episode=1000,
+        episodes=20, epochs=100, seeds=3, rungs=RUNGS, copies=1, timing_rounds=15,
+    ),
+    "small": Depth(
+        f"cifar10@10000{_TRAIN}",
+        (
+            f"cifar10@classes0-4@10000{_TRAIN}", f"cifar10@classes5-9@10000{_TRAIN}",
+            "fashion_mnist@rgb32@10000@crop@flip@standardised",
+        ),
+        batch=32, basis_epochs=15, basis_drop=0.8, snapshots=4, directions=40, unroll=10,
+        episode=500, episodes=16, epochs=6, seeds=3, rungs=RUNGS, copies=3, timing_rounds=9,
+    ),
+    "quick": Depth(
+        "fashion_mnist@classes0-1@rgb32@64@crop@flip@standardised",
+        ("mnist@classes0-1@rgb32@64@standardised",),
+        batch=8, basis_epochs=2, basis_drop=0.5, snapshots=3, directions=4, unroll=3, episode=6,
+        episodes=2, epochs=2, seeds=2, rungs=(Rung(0.5, 3), Rung(1.0, 1)), copies=2,
+        timing_rounds=1,
+    ),
+}  # fmt: skip
+"""Amounts by scale: the paper's, for a GPU; for two cores; for tests."""
+
+
+def depth(study: Study) -> Depth:
+    """The amounts of a study's scale."""
+    return DEPTHS["small" if study.scale.name == "hundred" else study.scale.name]
+
+
+@dataclass(frozen=True)
+class Place:
+    """A network on a data set, with a start and the subspace of a training from there.
+
+    Attributes:
+        task: with fresh starts.
+        basis: the subspace, its origin the start.
+        seconds: what it took to find the basis, the training and the decomposition.
+    """
+
+    task: Task
+    basis: Subspace
+    seconds: float
+
+    @property
+    def full(self) -> Task:
+        """The whole space, from the start."""
+        basis = self.basis
+        return StartedTask(self.task, basis.parameters(torch.zeros(basis.dim)), basis.buffers)
+
+    @property
+    def sub(self) -> Task:
+        """The subspace."""
+        return SubspaceTask(self.task, self.basis)
+
+
+def place(study: Study, network: str, data: str | None = None, seed: int = SAVED) -> Place:
+    """A network with the basis of one start, made once and kept in the cache.
+
+    Args:
+        study: says how much, and where everything is kept.
+        network: a name `stepsmith.tasks.networks` knows.
+        data: an image set with its variants; the scale's own by default.
+        seed: of the start and of the batches that the basis is made with.
+    """
+    amounts = depth(study)
+    task = study.task(f"{network}-{data or amounts.data}", batch_size=amounts.batch)
+    decides = {
+        "task": identity(task), "seed": seed, "epochs": amounts.basis_epochs,
+        "drop": amounts.basis_drop, "snapshots": amounts.snapshots, "d": amounts.directions,
+    }  # fmt: skip
+    digest = hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()[:12]
+    folder = study.cache / "bases" / f"{network}-{seed}-{digest}"
+    path = folder / "basis.safetensors"
+    if not path.exists():
+        study.say(f"{task.name}: training for the basis of start {seed}")
+        _make_basis(task, seed, amounts, folder, path)
+    basis = Subspace.load(path)
+    return Place(task, basis, basis.info["training_seconds"] + basis.info["seconds"])
+
+
+def epoch_steps(task: Task, batch: int) -> int:
+    """Steps in which as many examples are drawn as there are."""
+    data = getattr(task, "data", None)
+    assert data is not None, "a ModuleTask"
+    return max(1, len(data.train[0]) // batch)
+
+
+def _make_basis(task: Task, seed: int, amounts: Depth, folder: Path, path: Path) -> None:
+    """SGD at .1 with weight decay 1e-4, its parameters kept a few times an epoch, their principal
+    components. Interrupted, it goes on from the last snapshot: this SGD has no state."""
+    epoch = epoch_steps(task, amounts.batch)
+    every = max(1, epoch // amounts.snapshots)
+    count = amounts.basis_epochs * amounts.snapshots
+    copies = Copies(task, [seed])
+    snapshots = folder / "snapshots"
+    state = snapshots / "state.safetensors"
+    done, spent = 0, 0.0
+    if state.exists():
+        tensors, manifest = store.read(state, "basis-training")
+        done, spent = manifest["done"], manifest["seconds"]
+        copies.theta = tensors.pop("theta")
+        copies.generators[0].set_state(tensors.pop("generator"))
+        copies.buffers = tensors
+    else:
+        _snapshot(snapshots, copies, 0)
+    drop = Schedule("steps", (amounts.basis_drop,))
+    begun = time.perf_counter()
+    while done < count:
+        sgd = partial(torch.optim.SGD, lr=0.1 * drop.at(done / count), weight_decay=1e-4)
+        roll(copies, TorchStepper(sgd, copies.theta, copies.layout), every)
+        done += 1
+        _snapshot(snapshots, copies, done)
+        told = {
+            "kind": "basis-training", "done": done,
+            "seconds": spent + time.perf_counter() - begun,
+        }  # fmt: skip
+        tensors = {"theta": copies.theta, "generator": copies.generators[0].get_state()}
+        store.write(state, {**tensors, **copies.buffers}, told)
+    trained = spent + time.perf_counter() - begun
+    files = sorted(snapshots.glob("snapshot-*.safetensors"))
+    basis = from_trajectory(files, amounts.directions, source=task.name)
+    basis = replace(basis, info={**basis.info, "training_seconds": trained})
+    basis.save(path)
+    shutil.rmtree(snapshots)
+
+
+def _snapshot(folder: Path, copies: Copies, number: int) -> None:
+    params = copies.layout.views(copies.theta[0])
+    buffers = {name: value[0] for name, value in copies.buffers.items()}
+    manifest = {
+        "kind": "snapshot", "number": number, "parameters": list(params), "buffers": list(buffers),
+    }  # fmt: skip
+    store.write(folder / f"snapshot-{number:06d}.safetensors", {**params, **buffers}, manifest)
+
+
+def sl2o_rule() -> Rule:
+    """The rule of the supplement: steps of at most 1 in each coefficient."""
+    return rnnprop(step_scale=1.0, faithful=True)
+
+
+def learn(
+    study: Study,
+    label: str,
+    tasks: Task | Sequence[Task],
+    rule: Rule | None = None,
+    *,
+    unroll: int | None = None,
+    episode: int | None = None,
+    budget: int | None = None,
+    **changes: Any,
+) -> TrainedRule:
+    """Meta-train a rule where it will run, once, and keep it in the cache.
+
+    Args:
+        study: says how much.
+        label: of the rule.
+        tasks: where: a place's subspace, say.
+        rule: fresh; `sl2o_rule` by default.
+        unroll, episode: steps of a window and of an episode, by default the scale's.
+        budget: inner steps, by default the scale's episodes of the scale's length.
+        changes: to the configuration of `meta_train`.
+    """
+    amounts = depth(study)
+    steps = episode or amounts.episode
+    config = {
+        "steps": budget or amounts.episode * amounts.episodes, "horizon": steps,
+        "window": unroll or amounts.unroll, "copies": 1, "samples": None, "lr": 0.01,
+        # Whole episodes of a deep network are dear: a validation is one, and not a long one.
+        "validations": 4, "validation_copies": 1, "validation_horizon": min(steps, 200),
+        **changes,
+    }  # fmt: skip
+    given = [tasks] if isinstance(tasks, Task) else list(tasks)
+    return study.meta_train(label, given, rule or sl2o_rule(), config)
+
+
+def contest(study: Study, name: str, task: Task, protocol: str = "as-published") -> Contest:
+    """A contest of the scale's length, its records the study's.
+
+    Args:
+        study: gets the records.
+        name: of the task in the records.
+        task: the whole task, for the length of an epoch.
+        protocol: `as-published` where all begins from one saved start, `corrected` where starts
+            and bases are fresh.
+    """
+    amounts = depth(study)
+    length = Length(amounts.epochs, epoch_steps(task, amounts.batch))
+    key = Key(recipe=study.recipe, scale=study.scale.name, protocol=protocol)
+    return Contest(
+        name, length, range(amounts.seeds), key, study.records, study.cache / "deep",
+        copies=amounts.copies, rungs=amounts.rungs, say=study.say,
+        timing_rounds=amounts.timing_rounds if protocol == "as-published" else 0,
+    )  # fmt: skip

@@ -1,0 +1,131 @@
+"""Section 3 and figure 7 of SL2O's supplement: how the first principal directions are moved.
+
+Shape letters: S = seeds, T = steps, K = directions looked at.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+
+from stepsmith.evaluate import Key, Records
+from stepsmith.evaluate.run import MakeStepper, learned_key
+from stepsmith.recipes.deep import SUBSPACE, contest, depth, learn, place
+from stepsmith.recipes.study import Recipe, Study
+from stepsmith.tasks import Task
+from stepsmith.unroll import Copies, RuleStepper, Start, TorchStepper, roll
+
+DIRECTIONS = 3
+STEPS = 100
+SEEDS = 5
+MOMENTUM = "momentum in subspace"
+SL2O = "SL2O"
+
+
+def updates(
+    task: Task, make: MakeStepper, seeds: Sequence[int], steps: int, directions: int = DIRECTIONS
+) -> tuple[np.ndarray, np.ndarray]:
+    """Train coefficients and keep how the first of them move.
+
+    Args:
+        task: in a subspace.
+        make: makes the stepper.
+        seeds: S.
+        steps: T.
+        directions: K.
+
+    Returns:
+        (S, T) losses before each step, and (S, T, K) changes of the coefficients.
+    """
+    copies = Copies(task, seeds)
+    seen: list[torch.Tensor] = []
+
+    def keep(start: Start) -> None:
+        seen.append(copies.theta[:, :directions].detach().clone())
+
+    losses_TC = roll(copies, make(copies), steps, hook=keep)
+    seen.append(copies.theta[:, :directions].detach().clone())
+    places_STK = torch.stack(seen, 1).double().cpu().numpy()
+    return losses_TC.T.double().cpu().numpy(), np.diff(places_STK, axis=1)
+
+
+def statements(updates_STK: np.ndarray) -> list[dict[str, Any]]:
+    """What the paper says of figure 7, as numbers, one entry a seed.
+
+    Args:
+        updates_STK: of one optimizer.
+
+    Returns:
+        For each seed: `size`, the mean |update| of each direction; `spread`, the standard deviation
+        of log10 |update| over steps and directions (how varied their scales are); `decay`, the mean
+        |update| of the last quarter over that of the first; `half`, the step by which each
+        direction has made half of its path; and whether directions 2 and 3 were before 1.
+    """
+    found = []
+    for sizes_TK in np.abs(updates_STK):
+        quarter = max(1, len(sizes_TK) // 4)
+        path_TK = np.cumsum(sizes_TK, 0)
+        half = [int(np.argmax(path_T >= 0.5 * path_T[-1])) + 1 for path_T in path_TK.T]
+        moved = sizes_TK[sizes_TK > 0]
+        found.append(
+            {
+                "size": sizes_TK.mean(0).tolist(),
+                "spread": float(np.log10(moved).std()) if moved.size else 0.0,
+                "decay": float(sizes_TK[-quarter:].mean() / sizes_TK[:quarter].mean()),
+                "half": half, "others_before_first": bool(max(half[1:]) < half[0]),
+            }
+        )  # fmt: skip
+    return found
+
+
+def principal(study: Study) -> None:
+    """Momentum at its tuned rate without its schedule's drops, and SL2O, from the same start."""
+    here = place(study, "resnet20")
+    trained = learn(study, "sl2o-resnet20", here.sub)
+    held = contest(study, "resnet20", here.task)
+    rate = held.baseline(MOMENTUM, here.sub, SUBSPACE[MOMENTUM])
+    quick = study.scale.name == "quick"
+    steps, seeds = (8, range(2)) if quick else (STEPS, range(SEEDS))
+    key = Key(
+        recipe=study.recipe, scale=study.scale.name, protocol="as-published",
+        task=f"resnet20, {DIRECTIONS} of {depth(study).directions} directions",
+        network=here.task.network_name, data=here.task.data_name, horizon=steps,
+    )  # fmt: skip
+    sgd = partial(torch.optim.SGD, lr=rate, momentum=0.9)
+    steppers: dict[str, tuple[Key, MakeStepper]] = {
+        MOMENTUM: (
+            replace(key, optimizer=MOMENTUM, kind="baseline", tuned_for="mean,final"),
+            lambda group: TorchStepper(sgd, group.theta, group.layout),
+        ),
+        SL2O: (
+            learned_key(key, SL2O, trained),
+            lambda group: RuleStepper(trained.rule, trained.weights, group.theta, group.layout),
+        ),
+    }
+    for name, (own, make) in steppers.items():
+        study.say(f"principal directions: {name}")
+        losses_ST, updates_STK = updates(here.sub, make, seeds, steps)
+        _keep(study.records, own, losses_ST, updates_STK, seeds)
+        study.findings[name] = statements(updates_STK)
+
+
+def _keep(
+    records: Records, key: Key, losses_ST: np.ndarray, updates_STK: np.ndarray, seeds: Sequence[int]
+) -> None:
+    steps = range(losses_ST.shape[1])
+    records.add(key, "train_loss", losses_ST, seeds=seeds, steps=steps, split="train")
+    for k in range(updates_STK.shape[2]):
+        records.add(key, f"update_{k + 1}", updates_STK[:, :, k], seeds=seeds, steps=steps)
+
+
+RECIPES = (
+    Recipe(
+        "b11-principal-directions", "updates of the first principal directions (figure 7)",
+        principal,
+    ),
+)  # fmt: skip
