@@ -16,7 +16,7 @@ from matplotlib.ticker import FuncFormatter
 
 from stepsmith.evaluate.records import Block, Records
 from stepsmith.evaluate.statistics import diverged, score, smoothed, smoothing
-from stepsmith.report.style import STYLE, colours, figure_of
+from stepsmith.report.style import STYLE, colours, dashes, figure_of
 
 LINEAR = 200
 """Longer curves have a logarithmic axis of steps."""
@@ -92,10 +92,11 @@ def _drawn(steps: int) -> np.ndarray:
 def loss_curves(records: Records, panel: Panel) -> Figure:
     """Mean over seeds of the training loss, with the 95 % interval of that mean.
 
-    Smoothed on a logarithmic axis; as published, every batch on a plain one, as the paper drew it.
+    Smoothed on a logarithmic axis; as published and over few steps, every batch on a plain one, as
+    the paper drew it.
     """
     blocks = shown(records, panel)
-    plain = panel.protocol != "corrected"
+    plain = panel.protocol != "corrected" and panel.horizon <= LINEAR
     palette = colours((b.key.optimizer, b.key.kind) for b in blocks)
     with mpl.rc_context(STYLE):
         figure, axes = figure_of()
@@ -114,7 +115,8 @@ def loss_curves(records: Records, panel: Panel) -> Figure:
             label = block.key.optimizer + (f" ({gone} diverged)" if gone else "")
             kept = _drawn(steps)
             mean_T, half_T, x_T = mean_T[kept], half_T[kept], x_T[kept]
-            axes.plot(x_T, mean_T, color=colour, lw=2.6 if learned else 1.4, label=label)
+            axes.plot(x_T, mean_T, color=colour, lw=2.6 if learned else 1.4, label=label,
+                      ls=dashes(block.key.optimizer))  # fmt: skip
             low_T = np.maximum(mean_T - half_T, mean_T * 1e-2)
             axes.fill_between(x_T, low_T, mean_T + half_T, color=colour, alpha=0.15, lw=0)
         if not plain:

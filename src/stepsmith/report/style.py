@@ -46,8 +46,14 @@ def colours(names: Iterable[tuple[str, str]]) -> dict[str, str]:
         if kind == "learned":
             found[name] = STRONG[learned % len(STRONG)]
         else:
-            found[name] = MUTED.get(name, "#444444")
+            # `adamw in subspace, cosine` has the colour of `adamw`.
+            found[name] = MUTED.get(re.split(r"[ ,]", name)[0], "#444444")
     return found
+
+
+def dashes(name: str) -> str:
+    """How an optimizer's line is drawn: dashed in a subspace."""
+    return "--" if "subspace" in name else "-"
 
 
 def figure_of(width: float = 7.2, height: float = 4.2) -> tuple[Figure, Axes]:

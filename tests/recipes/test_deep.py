@@ -1,0 +1,153 @@
+"""SL2O's recipes: bases made once and resumed, what is said of contests, principal directions."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from stepsmith.evaluate import Key, Records
+from stepsmith.recipes import QUICK, Study, deep
+from stepsmith.recipes.clock import clock, speed, stability
+from stepsmith.recipes.principal import statements, updates
+from stepsmith.tasks import SubspaceTask
+from stepsmith.unroll import Copies, TorchStepper
+
+NETWORK = "mlp8-relu"  # small enough for every test
+
+
+@pytest.fixture
+def study(tmp_path):
+    return Study("test", QUICK, tmp_path)
+
+
+def test_a_basis_is_made_once_through_its_start(study, monkeypatch):
+    made = deep.place(study, NETWORK)
+    assert made.basis.dim == deep.DEPTHS["quick"].directions
+    start = Copies(made.task, [deep.SAVED])
+    origin = made.basis.parameters(torch.zeros(made.basis.dim))
+    assert torch.equal(start.layout.flatten(origin), start.theta[0])
+    assert made.seconds > 0
+    monkeypatch.setattr(deep, "_make_basis", lambda *_: pytest.fail("made again"))
+    assert deep.place(study, NETWORK).basis.fingerprint == made.basis.fingerprint
+    with pytest.raises(pytest.fail.Exception, match="made again"):
+        deep.place(study, NETWORK, seed=deep.FRESH)
+
+
+def test_an_interrupted_basis_goes_on_to_the_same(study, tmp_path, monkeypatch):
+    whole = deep.place(study, NETWORK).basis
+    other = Study("test", QUICK, tmp_path / "other")
+    written = deep._snapshot
+
+    def stop(folder, copies, number):
+        if number == 4:
+            raise KeyboardInterrupt
+        written(folder, copies, number)
+
+    monkeypatch.setattr(deep, "_snapshot", stop)
+    with pytest.raises(KeyboardInterrupt):
+        deep.place(other, NETWORK)
+    monkeypatch.setattr(deep, "_snapshot", written)
+    assert deep.place(other, NETWORK).basis.fingerprint == whole.fingerprint
+    assert not list((tmp_path / "other").rglob("snapshots"))
+
+
+def test_full_space_and_subspace_begin_alike(study):
+    made = deep.place(study, NETWORK)
+    full, sub = Copies(made.full, [3]), Copies(made.sub, [3])
+    losses = [copies.gradients(copies.batches("train"))[0] for copies in (full, sub)]
+    torch.testing.assert_close(*losses)
+    assert isinstance(made.sub, SubspaceTask)
+    assert sub.theta.shape == (1, made.basis.dim)
+
+
+def test_rules_are_told_apart_by_where_they_learned(study):
+    made = deep.place(study, NETWORK)
+    one = deep.learn(study, "x", made.sub)
+    again = deep.learn(study, "x", made.sub)
+    other = deep.learn(study, "x", deep.place(study, NETWORK, seed=deep.FRESH).sub)
+    assert one.fingerprint == again.fingerprint
+    assert one.fingerprint != other.fingerprint
+    assert one.manifest["meta_training"]["window"] == deep.DEPTHS["quick"].unroll
+
+
+def contest_records() -> Records:
+    """`fast` reaches in 10 steps where `slow` ends after 100; `sub` never does."""
+    records = Records()
+    steps = np.arange(100)
+    losses = {
+        "slow": 2 - steps / 100, "fast": np.maximum(2 - steps / 10, 0.9),
+        "sub": np.full(100, 1.5),
+    }  # fmt: skip
+    for name, loss_T in losses.items():
+        kind = "learned" if name == "fast" else "baseline"
+        key = Key(task="net", optimizer=name, kind=kind, tuned_for="mean,final", horizon=100)
+        records.add(key, "train_loss", np.stack([loss_T, loss_T]), seeds=[0, 1], steps=steps)
+        accuracy = {"slow": [0.5, 0.5, 0.5], "fast": [0.5, 0.6, 0.7], "sub": [0.1, 0.2, 0.1]}[name]
+        records.add(key, "test_accuracy", [accuracy, accuracy], seeds=[0, 1], steps=[33, 66, 100])
+        cost = Key(task="net", optimizer=name, purpose="cost")
+        records.add(cost, "seconds_per_step", [2.0], seeds=[0], steps=[0])
+    meta = Key(task="net", optimizer="fast", purpose="meta")
+    records.add(meta, "meta_training_seconds", [500.0], seeds=[0], steps=[0])
+    return records
+
+
+def test_speed_is_held_against_the_best_of_the_baselines_named():
+    found = speed(contest_records(), "net", "corrected", "fast", ["slow", "sub"])
+    assert found["against"] == "slow"
+    assert found["final_loss"] == pytest.approx(2 - np.arange(90, 100).mean() / 100)
+    assert found["baseline_steps"] == 100
+    assert found["ratio"] == pytest.approx(found["steps"] / 100)
+    assert found["steps"] < 20
+    assert found["ratio_of_each_seed"] == [found["ratio"]] * 2
+    assert found["points_of_accuracy"] == pytest.approx(20)
+    never = speed(contest_records(), "net", "corrected", "sub", ["slow"])
+    assert never["steps"] is None
+    assert never["ratio"] is None
+
+
+def test_stability_is_the_spread_of_the_last_epochs():
+    found = stability(contest_records(), "net", "corrected")
+    assert [entry["optimizer"] for entry in found] == ["slow", "fast", "sub"]
+    assert [entry["spread"] for entry in found] == pytest.approx([0, 5, 5])
+
+
+def test_the_clock_counts_basis_and_meta_training():
+    rows = {
+        row["optimizer"]: row
+        for row in clock(
+            contest_records(), "net", "corrected", basis_seconds=70.0, subspace=["fast", "sub"]
+        )
+    }
+    assert rows["slow"]["seconds"] == rows["slow"]["with_all"] == 200
+    assert rows["fast"]["with_basis"] == rows["fast"]["seconds"] + 70
+    assert rows["fast"]["with_all"] == rows["fast"]["seconds"] + 570
+    assert rows["sub"]["steps"] is None
+    assert rows["sub"]["with_all"] is None
+
+
+def test_updates_are_the_changes_of_the_coefficients(study):
+    made = deep.place(study, NETWORK)
+    sgd = lambda p: torch.optim.SGD(p, lr=0.1)  # noqa: E731
+
+    def make(group):
+        return TorchStepper(sgd, group.theta, group.layout)
+
+    losses_ST, updates_STK = updates(made.sub, make, [0, 1], 4, directions=2)
+    assert losses_ST.shape == (2, 4)
+    copies = Copies(made.sub, [0])
+    _, grad_CP = copies.gradients(copies.batches("train"))
+    np.testing.assert_allclose(updates_STK[0, 0], -0.1 * grad_CP[0, :2], rtol=1e-5)
+
+
+def test_what_is_said_of_principal_directions():
+    steps = np.arange(100)
+    late, early = np.exp(-(((steps - 60) / 8) ** 2)), np.exp(-steps / 10)
+    entry = statements(np.stack([late, early, -early], 1)[None])[0]
+    assert entry["others_before_first"]
+    assert entry["half"][0] == 61
+    assert entry["decay"] < 0.1
+    flat = statements(np.full((1, 100, 3), 0.2))[0]
+    assert flat["spread"] == pytest.approx(0)
+    assert flat["decay"] == pytest.approx(1)
+    assert not flat["others_before_first"]
