@@ -1,4 +1,4 @@
-"""Write the tables of docs/7-paper-a.md from the records under results/, between its markers.
+"""Write the tables of the papers' pages from the records under results/, between their markers.
 
     python scripts/make_tables.py [--check]
 
@@ -17,26 +17,35 @@ from typing import Any
 from stepsmith.report.verdict import ratio_text
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGE = ROOT / "docs" / "7-paper-a.md"
-SCALES = ("full", "hundred", "quick")
+PAGES = (ROOT / "docs" / "7-paper-a.md", ROOT / "docs" / "9-paper-b.md")
+SCALES = ("full", "hundred", "small", "quick")
 HEAD = (
     "| protocol | task, steps | optimizer | rate | mean loss | ratio | final loss | median | ratio "
     "| diverged |\n|---|---|---|---|---|---|---|---|---|---|"
 )
+DEEP_HEAD = (
+    "| protocol | task, steps | optimizer | rate | final loss | ratio | test accuracy, % | points "
+    "| steps to best | diverged |\n|---|---|---|---|---|---|---|---|---|---|"
+)
+"""Of the deep networks' contests: every optimizer is shown."""
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--check", action="store_true")
     chosen = parser.parse_args()
-    before = PAGE.read_text()
-    after = re.sub(
-        r"(<!-- table: (\S+) -->\n).*?(<!-- end -->)",
-        lambda found: f"{found[1]}{table(found[2])}\n{found[3]}", before, flags=re.DOTALL,
-    )  # fmt: skip
+    stale = False
+    for page in PAGES:
+        before = page.read_text()
+        after = re.sub(
+            r"(<!-- table: (\S+) -->\n).*?(<!-- end -->)",
+            lambda found: f"{found[1]}{table(found[2])}\n{found[3]}", before, flags=re.DOTALL,
+        )  # fmt: skip
+        stale |= after != before
+        if not chosen.check:
+            page.write_text(after)
     if chosen.check:
-        raise SystemExit(int(after != before))
-    PAGE.write_text(after)
+        raise SystemExit(int(stale))
 
 
 def table(recipe: str) -> str:
@@ -44,15 +53,45 @@ def table(recipe: str) -> str:
     for scale in SCALES:
         path = ROOT / "results" / recipe / scale / "summary.json"
         if path.exists():
-            return _table(json.loads(path.read_text()), scale)
+            summary = json.loads(path.read_text())
+            return (_deep_table if recipe.startswith("b") else _table)(summary, scale)
     return f"\nNot yet run: `stepsmith recipe run {recipe}`.\n"
 
 
-def _table(summary: dict[str, Any], scale: str) -> str:
+def _cells(summary: dict[str, Any]) -> dict[tuple[Any, ...], dict[str, dict[str, Any]]]:
+    """(protocol, task, horizon, optimizer) -> metric -> row."""
     found: dict[tuple[Any, ...], dict[str, dict[str, Any]]] = {}
     for row in summary["rows"]:
         key = (row["protocol"], row["task"], row["horizon"], row["optimizer"])
         found.setdefault(key, {})[row["metric"]] = row
+    return found
+
+
+def _where(summary: dict[str, Any], scale: str) -> str:
+    return f"`results/{summary['recipe']}/{scale}`; {summary['machine']['processor']}."
+
+
+def _deep_table(summary: dict[str, Any], scale: str) -> str:
+    lines = [DEEP_HEAD]
+    for (protocol, task, horizon, name), cells in _cells(summary).items():
+        final, steps = cells["final_train_loss"], cells.get("steps_to_baseline")
+        test = cells.get("test_accuracy")
+        rate = final["hyper_parameters"].get("lr") if final["kind"] == "baseline" else None
+        reached = "" if steps is None else "never" if steps["mean"] is None else steps["mean"]
+        parts = (
+            protocol, f"{task}, {horizon:,}", f"**{name}**" if final["kind"] == "learned" else name,
+            "" if rate is None else f"{rate:g}", f"{final['mean']:.4g}", ratio_text(final),
+            "" if test is None else f"{100 * test['mean']:.2f}",
+            "" if test is None or test["ratio"] is None else f"{test['ratio']:+.2f}",
+            reached if isinstance(reached, str) else f"{reached:,.0f}",
+            f"{final['diverged']}/{final['seeds']}",
+        )  # fmt: skip
+        lines.append(f"| {' | '.join(parts)} |")
+    return "\n".join([*lines, "", _where(summary, scale)])
+
+
+def _table(summary: dict[str, Any], scale: str) -> str:
+    found = _cells(summary)
     best = {}  # of the baselines, the three with the lowest mean loss
     for key, cells in found.items():
         if cells["mean_train_loss"]["kind"] == "baseline":
@@ -74,8 +113,7 @@ def _table(summary: dict[str, Any], scale: str) -> str:
             f"{mean['diverged']}/{mean['seeds']}",
         )  # fmt: skip
         lines.append(f"| {' | '.join(cells)} |")
-    where = f"`results/{summary['recipe']}/{scale}`; {summary['machine']['processor']}."
-    return "\n".join([*lines, "", where])
+    return "\n".join([*lines, "", _where(summary, scale)])
 
 
 if __name__ == "__main__":
