@@ -8,13 +8,14 @@ from typing import ClassVar
 import pytest
 import torch
 from tests.conftest import make_tiny_task
+from torch import nn
 
 from stepsmith.meta.adjoint import adjoint_window, sample_coordinates
 from stepsmith.meta.losses import META_LOSSES, meta_loss
 from stepsmith.meta.reference import reference_window
 from stepsmith.rules import LEARNED, Rule, make_rule
 from stepsmith.rules.base import Coupling
-from stepsmith.tasks import Quadratic
+from stepsmith.tasks import ModuleTask, Quadratic
 from stepsmith.unroll import Copies, Layout, RuleStepper
 
 STEPS = 9
@@ -107,6 +108,20 @@ def test_reference_with_second_derivatives_is_the_true_gradient():
     slope = (value(1e-6) - value(-1e-6)) / 2e-6
     assert sum(float(v.sum()) for v in exact.values()) == pytest.approx(slope, rel=1e-5)
     assert relative_error(first, exact) > 1e-3  # the dropped terms are not nothing
+
+
+def test_the_true_gradient_is_finite_where_coordinates_see_no_gradient():
+    inputs = torch.randn(16, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    inputs[:, 1] = 0  # a pixel that is always black
+    task = ModuleTask(
+        lambda: nn.Linear(3, 1), nn.functional.mse_loss, (inputs, inputs.sum(1, keepdim=True)),
+        batch_size=4, dtype=torch.float64,
+    )  # fmt: skip
+    for rule in (make_rule("joined", hidden=2), make_rule("joined", hidden=2, scaling="relative")):
+        weights = double_weights(rule)
+        _, exact = reference_window(Copies(task, [1]), rule, weights, 5, second_order=True)
+        assert all(bool(value.isfinite().all()) for value in exact.values())
+        assert any(bool(value.any()) for value in exact.values())
 
 
 def test_later_windows_continue_the_carry(tiny_task):

@@ -27,6 +27,26 @@ def test_stacking_changes_nothing(stacking):
     torch.testing.assert_close(losses(stacking), losses("loop"), rtol=1e-10, atol=0)
 
 
+def test_a_parameter_may_be_a_single_number():
+    class Scaled(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.scale = nn.Parameter(torch.tensor(2.0))
+            self.linear = nn.Linear(3, 1)
+
+        def forward(self, inputs):
+            return self.scale * self.linear(inputs)
+
+    data = (torch.randn(8, 3), torch.randn(8, 1))
+    task = ModuleTask(Scaled, nn.functional.mse_loss, data, batch_size=4)
+    copies = Copies(task, [0, 1])
+    assert copies.layout.views(copies.theta)["scale"].shape == (2,)
+    before = copies.theta.clone()
+    assert torch.isfinite(roll(copies, TorchStepper(adam, copies.theta, copies.layout), 3)).all()
+    place = copies.layout.spans[copies.layout.names.index("scale")]
+    assert not torch.equal(copies.theta[:, place], before[:, place])
+
+
 def test_a_seed_means_the_same_run_whatever_runs_beside_it(tiny_task):
     def losses(seeds: list[int]) -> torch.Tensor:
         copies = Copies(tiny_task, seeds)

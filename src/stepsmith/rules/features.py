@@ -18,6 +18,9 @@ LARGEST_GRADIENT = 1e18
 """Gradients are clamped to this magnitude: in float32 (1e30)^2 is inf, and a second moment that was
 inf once never recovers."""
 
+_SMALLEST_SQUARE = 1e-36
+"""Second moments below it count as this: nothing beside `eps`."""
+
 
 def log_sign(grad_N: Tensor, p: float = 10.0) -> tuple[Tensor, Tensor]:
     """Split each gradient into a log-magnitude (even in g) and a sign (odd in g).
@@ -79,7 +82,9 @@ class Moments:
         square_N = torch.addcmul(square_N, grad_N, grad_N, value=1 - self.beta2)
         mean_hat_N = mean_N / (1 - self.beta1**step)
         # Not in place: the reference with second derivatives differentiates through here.
-        inverse_N = ((square_N / (1 - self.beta2**step)).sqrt() + self.eps).reciprocal()
+        # The root of zero has no derivative, which the exact meta-gradient asks for.
+        root_N = (square_N / (1 - self.beta2**step)).clamp_min(_SMALLEST_SQUARE).sqrt()
+        inverse_N = (root_N + self.eps).reciprocal()
         new = {"exp_avg": mean_N, "exp_avg_sq": square_N, "step": step}
         return mean_hat_N, mean_hat_N * inverse_N, grad_N * inverse_N, new
 

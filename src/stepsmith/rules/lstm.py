@@ -19,6 +19,8 @@ from stepsmith.rules.base import Carry, Rule, State, Weights, require_choice, re
 from stepsmith.rules.features import FeatureSet, Moments
 from stepsmith.rules.units import RelativeUnits
 
+_RELATIVE = RelativeUnits()
+
 
 @dataclass(frozen=True)
 class LSTMRule(Rule):
@@ -73,7 +75,7 @@ class LSTMRule(Rule):
     @property
     def units(self) -> RelativeUnits | None:
         """Relative units where `scaling` says so."""
-        return RelativeUnits() if self.scaling == "relative" else None
+        return _RELATIVE if self.scaling == "relative" else None
 
     @property
     def carry_keys(self) -> list[str]:

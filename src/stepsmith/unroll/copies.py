@@ -71,7 +71,7 @@ class Layout:
         lead = theta.shape[:-1]
         parts = theta.split(self.sizes, dim=-1)
         return {
-            name: part.reshape(*lead, *shape)
+            name: part.reshape((*lead, *shape))
             for name, part, shape in zip(self.names, parts, self.shapes, strict=True)
         }
 
