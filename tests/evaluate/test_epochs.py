@@ -31,24 +31,49 @@ def test_epochs_are_one_training(tiny_task):
     def make(group):
         return TorchStepper(lambda p: torch.optim.SGD(p, lr=0.1), group.theta, group.layout)
 
-    whole, at_end = train_epochs([tiny_task], make, [3, 4], Length(1, 12))
-    parts, tests = train_epochs([tiny_task], make, [3, 4], Length(3, 4), copies=2)
+    whole, at_end = train_epochs(tiny_task, make, [3, 4], Length(1, 12))
+    parts, tests = train_epochs(tiny_task, make, [3, 4], Length(3, 4))
     np.testing.assert_allclose(parts, whole)
     assert tests["accuracy"].shape == (2, 3)
     np.testing.assert_allclose(tests["loss"][:, -1:], at_end["loss"])
 
 
-def test_each_seed_may_have_a_task_of_its_own(tiny_task):
+def test_each_seed_may_have_a_task_of_its_own(tiny_task, tmp_path):
     other = make_tiny_task(batch_size=5)
-
-    def make(group):
-        return TorchStepper(lambda p: torch.optim.SGD(p, lr=0.1), group.theta, group.layout)
-
-    both, _ = train_epochs([tiny_task, other], make, [3, 4], Length(1, 6))
-    alone = [train_epochs([t], make, [s], Length(1, 6))[0] for t, s in ((tiny_task, 3), (other, 4))]
-    np.testing.assert_array_equal(both, np.concatenate(alone))
+    held = contest(cache=tmp_path)
+    held.baseline("momentum", [tiny_task, other], MOMENTUM, rate=0.1)
+    (both,) = held.records.select("train_loss", purpose="test")
+    assert list(both.seeds) == [0, 1]
+    for place, task in enumerate((tiny_task, other)):
+        alone = contest(seeds=[place])
+        alone.baseline("momentum", task, MOMENTUM, rate=0.1)
+        (own,) = alone.records.select("train_loss", purpose="test")
+        np.testing.assert_array_equal(both.values[place], own.values[0])
     with pytest.raises(ValueError, match="one for each of 3 seeds"):
-        train_epochs([tiny_task, other], make, [3, 4, 5], Length(1, 6))
+        contest(seeds=[0, 1, 2]).baseline("momentum", [tiny_task, other], MOMENTUM, rate=0.1)
+
+
+def test_an_interrupted_test_keeps_the_seeds_that_were_done(tmp_path, tiny_task, monkeypatch):
+    whole = contest()
+    whole.baseline("momentum", tiny_task, MOMENTUM, rate=0.1)
+    trained, calls = epochs.train_epochs, []
+
+    def once(*arguments, **options):
+        calls.append(arguments)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return trained(*arguments, **options)
+
+    monkeypatch.setattr(epochs, "train_epochs", once)
+    with pytest.raises(KeyboardInterrupt):
+        contest(cache=tmp_path).baseline("momentum", tiny_task, MOMENTUM, rate=0.1)
+    again = contest(cache=tmp_path)
+    again.baseline("momentum", tiny_task, MOMENTUM, rate=0.1)
+    assert len(calls) == 3
+    (one,), (two,) = (
+        list(held.records.select("train_loss", purpose="test")) for held in (whole, again)
+    )
+    np.testing.assert_allclose(one.values, two.values)
 
 
 def test_a_contest_tunes_tests_and_summarises(tiny_task):

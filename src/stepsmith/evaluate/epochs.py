@@ -109,6 +109,9 @@ class Contest:
 
         Returns:
             The rate tested.
+
+        Raises:
+            ValueError: neither one task nor one a seed.
         """
         tasks = [tasks] if isinstance(tasks, Task) else list(tasks)
         first = tasks[0]
@@ -151,7 +154,7 @@ class Contest:
             def run(rate: float, share: float) -> float:
                 steps = max(1, round(share * self.length.total))
                 make = _by_torch(entry.at(rate, steps))
-                losses, _ = train_epochs([task], make, [TUNING_SEED], Length(1, steps), test=False)
+                losses, _ = train_epochs(task, make, [TUNING_SEED], Length(1, steps), test=False)
                 value = float(score(losses, "final").mean())
                 key = replace(
                     self._key(task), purpose="tuning", optimizer=label, kind="baseline",
@@ -194,30 +197,42 @@ class Contest:
         make: MakeStepper,
         decides: dict[str, Any] | None,
     ) -> None:
-        def measure() -> Records:
-            found = Records()
-            losses_ST, tests = train_epochs(
-                tasks, make, self.seeds, self.length, copies=self.copies
-            )
-            found.add(key, "train_loss", losses_ST, seeds=self.seeds,
-                      steps=range(self.length.total), split="train")  # fmt: skip
-            ends = [self.length.steps * (epoch + 1) for epoch in range(self.length.epochs)]
-            for metric, values_SE in tests.items():
-                found.add(key, f"test_{metric}", values_SE, seeds=self.seeds, steps=ends,
-                          split="test")  # fmt: skip
-            return found
-
+        """Train and keep it, as many seeds at once as run at once: what is interrupted loses one
+        training."""
         self.say(f"{self.name}: {label}")
-        kept = Cache.of(self.cache, tasks[0])
-        if decides is not None:
-            decides = {
-                **decides, "epochs": self.length.epochs, "steps": self.length.steps,
-                "seeds": list(self.seeds), "protocol": key.protocol,
-                "others": [Cache.of(self.cache, task).task for task in tasks[1:]],
-            }  # fmt: skip
-        self.records.extend(
-            kept.fetch(label, decides, measure, lambda old: replace(key, purpose=old.purpose))
-        )
+        if len(tasks) not in (1, len(self.seeds)):
+            raise ValueError(
+                f"{self.name}: give one task, or one for each of {len(self.seeds)} seeds; got "
+                f"{len(tasks)}"
+            )
+        at_once = self.copies if len(tasks) == 1 else 1
+        parts = []
+        for start in range(0, len(self.seeds), at_once):
+            task = tasks[0] if len(tasks) == 1 else tasks[start]
+            seeds = list(self.seeds[start : start + at_once])
+            wanted = None
+            if decides is not None:
+                wanted = {
+                    **decides, "epochs": self.length.epochs, "steps": self.length.steps,
+                    "seeds": seeds, "protocol": key.protocol,
+                }  # fmt: skip
+            measure = functools.partial(self._trained, task, seeds, key, make)
+            parts.append(
+                Cache.of(self.cache, task).fetch(
+                    label, wanted, measure, lambda old: replace(key, purpose=old.purpose)
+                )
+            )
+        self.records.extend(joined(parts))
+
+    def _trained(self, task: Task, seeds: list[int], key: Key, make: MakeStepper) -> Records:
+        found = Records()
+        losses_ST, tests = train_epochs(task, make, seeds, self.length)
+        steps = range(self.length.total)
+        found.add(key, "train_loss", losses_ST, seeds=seeds, steps=steps, split="train")
+        ends = [self.length.steps * (epoch + 1) for epoch in range(self.length.epochs)]
+        for metric, values_SE in tests.items():
+            found.add(key, f"test_{metric}", values_SE, seeds=seeds, steps=ends, split="test")
+        return found
 
     def _adopt(self, old: Key) -> Key:
         same = {name: getattr(self.key, name) for name in ("recipe", "scale", "protocol")}
@@ -228,55 +243,45 @@ class Contest:
             add_costs(self.records, task, {label: make}, self._key(task), self.timing_rounds)
 
 
+def joined(parts: Sequence[Records]) -> Records:
+    """Records of the same measurements for different seeds as one; what each took, summed."""
+    whole = Records()
+    for place, block in enumerate(parts[0].blocks):
+        like = [part.blocks[place] for part in parts]
+        assert {(other.key, other.metric) for other in like} == {(block.key, block.metric)}
+        values = [other.values for other in like]
+        seeds = np.concatenate([other.seeds for other in like])
+        if block.key.purpose == "spent":
+            values, seeds = [np.sum(values, axis=0)], block.seeds
+        whole.add(block.key, block.metric, np.concatenate(values), seeds=seeds.tolist(),
+                  steps=block.steps.tolist(), split=block.split)  # fmt: skip
+    return whole
+
+
 def train_epochs(
-    tasks: Sequence[Task],
-    make: MakeStepper,
-    seeds: Sequence[int],
-    length: Length,
-    *,
-    copies: int = 1,
-    test: bool = True,
+    task: Task, make: MakeStepper, seeds: Sequence[int], length: Length, *, test: bool = True
 ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-    """Train one optimizee a seed, epoch by epoch.
+    """Train one optimizee a seed, all at once, epoch by epoch.
 
     Args:
-        tasks: seed number i trains the i-th, or the only one.
-        make: makes a stepper for some copies.
+        task: what to train.
+        make: makes a stepper for the copies.
         seeds: S of them.
         length: E epochs of so many steps.
-        copies: how many at once, where they are of one task.
         test: measure the test split after every epoch.
 
     Returns:
         (S, T) batch losses before each step, and (S, E) test metrics by name.
-
-    Raises:
-        ValueError: neither one task nor one a seed.
     """
-    if len(tasks) not in (1, len(seeds)):
-        raise ValueError(
-            f"train_epochs: give one task, or one for each of {len(seeds)} seeds; got {len(tasks)}"
-        )
-    at_once = copies if len(tasks) == 1 else 1
+    group = Copies(task, seeds)
+    stepper = make(group)
     losses, tests = [], []
-    for start in range(0, len(seeds), at_once):
-        task = tasks[0] if len(tasks) == 1 else tasks[start]
-        group = Copies(task, seeds[start : start + at_once])
-        stepper = make(group)
-        parts, measured = [], []
-        for _ in range(length.epochs):
-            parts.append(roll(group, stepper, length.steps).T.double().cpu().numpy())
-            if test and task.has_test:
-                measured.append({k: v.double().cpu().numpy() for k, v in group.test().items()})
-        losses.append(np.concatenate(parts, 1))
-        tests.append(measured)
-    names = tests[0][0] if tests[0] else {}
-    return np.concatenate(losses), {
-        name: np.concatenate(
-            [np.stack([epoch[name] for epoch in measured], 1) for measured in tests]
-        )
-        for name in names
-    }
+    for _ in range(length.epochs):
+        losses.append(roll(group, stepper, length.steps).T.double().cpu().numpy())
+        if test and task.has_test:
+            tests.append({k: v.double().cpu().numpy() for k, v in group.test().items()})
+    metrics = {name: np.stack([t[name] for t in tests], 1) for name in tests[0]} if tests else {}
+    return np.concatenate(losses, 1), metrics
 
 
 def _by_torch(make: cost.MakeOptimizer) -> MakeStepper:
