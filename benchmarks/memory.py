@@ -8,13 +8,13 @@ peak after one small window that loads and compiles what there is to load and co
 from __future__ import annotations
 
 import argparse
-import resource
 import statistics
 
 import torch
 
 from benchmarks.common import alone, report, row
 from stepsmith import make_rule
+from stepsmith.machine import peak_memory
 from stepsmith.meta import adjoint_window
 from stepsmith.tasks import ModuleTask, Task
 from stepsmith.unroll import Copies, RuleStepper, roll
@@ -28,7 +28,7 @@ a tenth."""
 
 
 def peak_mib() -> float:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    return peak_memory() / 2**20
 
 
 def measure(unroll: int | None) -> float:

@@ -15,6 +15,7 @@ from torch import nn
 
 from stepsmith.evaluate import BASELINES, Baseline, evaluate, run
 from stepsmith.evaluate.cache import identity
+from stepsmith.optim import LearnedOptimizer
 from stepsmith.tasks import Quadratic
 
 FEW = {"steps": 12, "seeds": 3, "tuning_seeds": 2, "timing_rounds": 0}
@@ -119,6 +120,16 @@ def test_an_optimizer_taken_as_it_is_is_kept_too(tmp_path, trainings):
     assert again[0] == first[0]
     assert measured(lr=0.02)[1] == 1
     assert measured(lr=0.01, momentum=0.5)[1] == 1
+    # What is not plain is never read.
+    assert [measured(lr=torch.tensor(0.01))[1] for _ in range(2)] == [1, 1]
+
+
+def test_a_learned_optimizer_taken_as_it_is_is_never_read(tmp_path, trainings):
+    for _ in range(2):
+        trainings.clear()
+        given = {"given": functools.partial(LearnedOptimizer, rule=fresh())}
+        evaluate(Quadratic(3), [], [], optimizers=given, cache=tmp_path, **FEW)
+        assert len(trainings) == 1
 
 
 def test_other_weights_miss(tmp_path, trainings):

@@ -50,7 +50,9 @@ def test_each_seed_may_have_a_task_of_its_own(tiny_task, tmp_path):
         (own,) = alone.records.select("train_loss", purpose="test")
         np.testing.assert_array_equal(both.values[place], own.values[0])
     with pytest.raises(ValueError, match="one for each of 3 seeds"):
-        contest(seeds=[0, 1, 2]).baseline("momentum", [tiny_task, other], MOMENTUM, rate=0.1)
+        contest(seeds=[0, 1, 2]).baseline("momentum", [tiny_task, other], MOMENTUM)
+    with pytest.raises(ValueError, match="got 0"):
+        contest().rule("mine", [], fresh())
 
 
 def test_an_interrupted_test_keeps_the_seeds_that_were_done(tmp_path, tiny_task, monkeypatch):
@@ -79,7 +81,8 @@ def test_an_interrupted_test_keeps_the_seeds_that_were_done(tmp_path, tiny_task,
 def test_a_contest_tunes_tests_and_summarises(tiny_task):
     held = contest(timing_rounds=1)
     rate = held.baseline("momentum", tiny_task, MOMENTUM)
-    held.rule("mine", tiny_task, fresh())
+    held.rule("mine", tiny_task, fresh(), before=7.0, meta_task="tiny")
+    held.finish()
     found = held.tuned["momentum"]
     assert rate == found.rate
     last = {r: value for (r, share), value in found.scores.items() if share == 1.0}
@@ -92,6 +95,11 @@ def test_a_contest_tunes_tests_and_summarises(tiny_task):
     assert accuracy == pytest.approx(block.values[:, -1].mean())
     assert rows["mine", "final_train_loss"]["against"] == "momentum"
     assert rows["mine", "seconds_per_step"]["mean"] > 0
+    assert rows["momentum", "mean_train_loss"]["tuned_for"] == "final"
+    assert rows["mine", "mean_train_loss"]["against"] == "momentum"
+    assert rows["mine", "mean_train_loss"]["meta_task"] == "tiny"
+    (before,) = held.records.select("subspace_seconds", optimizer="mine")
+    assert before.values.item() == 7.0
 
 
 def test_the_second_time_nothing_is_trained(tmp_path, tiny_task, monkeypatch):
@@ -99,17 +107,47 @@ def test_the_second_time_nothing_is_trained(tmp_path, tiny_task, monkeypatch):
     rates = [first.baseline("momentum", tiny_task, MOMENTUM)]
     first.rule("mine", tiny_task, fresh())
     monkeypatch.setattr(epochs, "train_epochs", lambda *a, **k: pytest.fail("trained again"))
-    again = contest(cache=tmp_path)
+    again = contest(cache=tmp_path, name="of another name")
     rates.append(again.baseline("momentum", tiny_task, MOMENTUM))
     again.rule("mine", tiny_task, fresh())
     assert rates[0] == rates[1]
     assert again.tuned == first.tuned
-    assert summarise(again.records) == summarise(first.records)
+    assert {block.key.task for block in again.records.blocks} == {"of another name"}
+    rows = [
+        [{**row, "task": ""} for row in summarise(held.records)] for held in (first, again)
+    ]  # fmt: skip
+    assert rows[0] == rows[1]
+
+
+def test_a_tuning_that_was_interrupted_keeps_what_was_tried(tmp_path, tiny_task, monkeypatch):
+    want = contest().baseline("momentum", tiny_task, MOMENTUM)
+    trained, calls = epochs.train_epochs, []
+
+    def counted(*arguments, **options):
+        calls.append(arguments)
+        if len(calls) == 4:
+            raise KeyboardInterrupt
+        return trained(*arguments, **options)
+
+    monkeypatch.setattr(epochs, "train_epochs", counted)
+    with pytest.raises(KeyboardInterrupt):
+        contest(cache=tmp_path).baseline("momentum", tiny_task, MOMENTUM)
+    before = len(calls)
+    assert contest(cache=tmp_path).baseline("momentum", tiny_task, MOMENTUM) == want
+    total = len(calls) - before
+    calls.clear()
+    calls.extend([()] * 100)
+    contest(cache=tmp_path / "other").baseline("momentum", tiny_task, MOMENTUM)
+    assert len(calls) - 100 == total + 3
 
 
 @pytest.mark.parametrize(
-    "changes", [{"length": Length(2, 12)}, {"seeds": [0, 2]}, {"rungs": (Rung(1.0, 3),)}]
-)
+    "changes",
+    [
+        {"length": Length(2, 12)}, {"seeds": [0, 2]}, {"rungs": (Rung(0.5, 3), Rung(1.0, 1))},
+        {"key": Key(recipe="r", scale="quick", protocol="other")},
+    ],
+)  # fmt: skip
 def test_whatever_decides_the_numbers_misses(changes, tmp_path, tiny_task, monkeypatch):
     contest(cache=tmp_path).baseline("momentum", tiny_task, MOMENTUM)
     monkeypatch.setattr(epochs, "train_epochs", lambda *a, **k: pytest.fail("trained again"))

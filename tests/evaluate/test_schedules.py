@@ -42,10 +42,17 @@ def test_a_constant_rate_and_a_scheduled_baseline():
 
 @pytest.mark.parametrize(
     "arguments",
-    [("linear",), ("steps", (0.5, 0.5)), ("steps", (0.0,)), ("steps", (0.5, 1.0))],
+    [
+        ("linear",),
+        ("steps", (0.5, 0.5)),
+        ("steps", (0.0,)),
+        ("steps", (0.5, 1.0)),
+        ("cosine", (0.5,)),
+        ("steps", (0.5,), -3.0),
+    ],
 )
 def test_refused_schedules(arguments):
-    with pytest.raises(ValueError, match=r"Schedule: (kind must be|drops must rise)"):
+    with pytest.raises(ValueError, match=r"Schedule: (kind must be|drops must rise|drops belong)"):
         Schedule(*arguments)
 
 
@@ -66,6 +73,13 @@ def test_halving_drops_the_worse_and_trains_the_rest_longer():
     assert not found.at_edge
 
 
+def test_a_winner_at_the_edge_of_the_grid_says_so_even_if_it_wins_late():
+    # On the first rung the middle wins; over the whole training the highest rate tried does.
+    found = halve(lambda r, s: abs(r - 1.0) if s < 1 else -r, 1.0, rungs=(Rung(0.5, 3), Rung(1, 3)))
+    assert found.rate == 2.0
+    assert found.at_edge
+
+
 def test_a_grid_widens_while_its_edge_wins_and_says_where_it_stopped():
     assert halve(lambda rate, share: abs(math.log(rate / 40)), 0.5).rate == 32.0
     endless = halve(lambda rate, share: -rate, 1.0)
@@ -77,7 +91,8 @@ def test_a_grid_widens_while_its_edge_wins_and_says_where_it_stopped():
     "change",
     [
         {"rungs": (Rung(0.5, 3), Rung(0.25, 2))}, {"rungs": (Rung(0.5, 3),)},
-        {"rungs": (Rung(0.5, 2), Rung(1.0, 3))}, {"centre": 0.0}, {"factor": 1.0},
+        {"rungs": (Rung(0.5, 2), Rung(1.0, 3))}, {"rungs": ()},
+        {"rungs": (Rung(0.0, 3), Rung(1.0, 2))}, {"centre": 0.0}, {"factor": 1.0},
     ],
 )  # fmt: skip
 def test_refused_halvings(change):

@@ -203,6 +203,11 @@ def other_weights():
     return replace(rule, weights={key: 1.01 * value for key, value in rule.weights.items()})
 
 
+def other_scale():
+    same = trained()
+    return replace(same, rule=replace(same.rule, step_scale=same.rule.step_scale / 2))
+
+
 def test_a_state_that_does_not_tell_its_rule_loads():
     params = parameters()
     optimizer = LearnedOptimizer(params, trained())
@@ -233,7 +238,8 @@ def test_loading_does_not_share_memory():
         (lambda p: torch.optim.Adam(p), "'h0' .* has None"),
         (lambda p: LearnedOptimizer([p[1], p[0], *p[2:]], trained()), r"has \(5,\)"),
         (lambda p: LearnedOptimizer(p[:2], trained()), "size of optimizer's group"),
-        (lambda p: LearnedOptimizer(p, other_weights()), "saved with other weights"),
+        (lambda p: LearnedOptimizer(p, other_weights()), "saved with another rule"),
+        (lambda p: LearnedOptimizer(p, other_scale()), "saved with another rule"),
     ],
 )
 def test_a_state_that_does_not_fit_changes_nothing(make, match):

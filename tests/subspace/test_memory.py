@@ -13,14 +13,15 @@ from tests.subspace.runs import seeded
 COUNT, SIZE, D = 60, 2_000_000, 20
 
 PROGRAM = """
-import resource, sys
+import sys
 from pathlib import Path
 import torch
 from safetensors.torch import save_file
+from stepsmith.machine import peak_memory
 from stepsmith.subspace import Subspace, from_trajectory
 
 def peak():
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    return peak_memory() / 2**20
 
 torch.set_num_threads(1)
 folder = Path(sys.argv[1])
@@ -51,5 +52,5 @@ def test_checkpoints_are_streamed_and_the_basis_is_not_copied(tmp_path):
     basis = D * SIZE * 4 / 2**20
     # Above the basis: a part of all snapshots (30 MiB in float64), the components there, one
     # snapshot's pages, the origin.
-    assert built < basis + 130
+    assert basis / 2 < built < basis + 130
     assert saved < basis + 200

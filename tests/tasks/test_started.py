@@ -20,8 +20,24 @@ def test_starts_are_the_saved_one_and_batches_the_tasks():
     assert torch.equal(copies.theta[0], copies.layout.flatten(params))
     for one, two in zip(copies.batches("train"), others.batches("train"), strict=True):
         assert torch.equal(one, two)
-    copies.theta.zero_()
+    given, _ = started.init(torch.Generator().manual_seed(1))
+    for value in given.values():
+        value.zero_()
     assert all(bool(value.any()) for key, value in params.items() if key.endswith("weight"))
+
+
+def test_running_statistics_are_the_saved_ones_in_the_tasks_dtype():
+    task = make_task("mlp8-relu-bn-mnist", source="sample", dtype=torch.float64)
+    params, buffers = task.init(torch.Generator().manual_seed(7))
+    saved = {key: (value + 3).float() for key, value in buffers.items() if "mean" in key}
+    assert saved
+    _, given = StartedTask(task, params, saved).init(torch.Generator().manual_seed(1))
+    for key, value in given.items():
+        assert value.dtype == buffers[key].dtype
+        assert torch.equal(value, saved[key].to(value) if key in saved else buffers[key])
+        value.add_(1)
+    _, again = StartedTask(task, params, saved).init(torch.Generator().manual_seed(1))
+    assert all(torch.equal(again[key], saved[key].double()) for key in saved)
 
 
 def test_starts_are_told_apart_and_must_fit():

@@ -23,6 +23,7 @@ import stepsmith
 from stepsmith.evaluate.baselines import Baseline
 from stepsmith.evaluate.records import Key, Records
 from stepsmith.hub import TrainedRule
+from stepsmith.optim import LearnedOptimizer
 from stepsmith.store import CheckpointError, fingerprint
 from stepsmith.tasks.base import Batch, Task
 
@@ -140,13 +141,25 @@ def decides_baseline(entry: Baseline, **settings: Any) -> dict[str, Any] | None:
 
 def decides_optimizer(make: Callable[..., Any], **settings: Any) -> dict[str, Any] | None:
     """What decides the runs of an optimizer taken as it is: a callable with a name, or a
-    `functools.partial` of one with keywords alone; None for any other."""
-    given = make.keywords if isinstance(make, functools.partial) and not make.args else {}
-    called = make.func if isinstance(make, functools.partial) and not make.args else make
+    `functools.partial` of one with plain keywords alone. None for any other, and for what runs a
+    learned rule, whose weights a name does not tell."""
+    called, given = make, {}
+    if isinstance(make, functools.partial) and not make.args:
+        called, given = make.func, make.keywords
     optimizer = _named(called)
-    if optimizer is None:
+    learned = isinstance(called, type) and issubclass(called, LearnedOptimizer)
+    if optimizer is None or learned or not _is_plain(given):
         return None
     return {"optimizer": optimizer, "arguments": given, **settings}
+
+
+def _is_plain(value: Any) -> bool:
+    """Whether its text in JSON says all there is to it."""
+    if isinstance(value, Mapping):
+        return all(isinstance(key, str) and _is_plain(part) for key, part in value.items())
+    if isinstance(value, list | tuple):
+        return all(map(_is_plain, value))
+    return value is None or type(value) in (bool, int, float, str)
 
 
 def _named(make: Callable[..., Any]) -> str | None:
@@ -179,8 +192,8 @@ def _code() -> str:
 
 def _read(path: Path) -> Records:
     records = Records.load(path)
-    if not {"test", "tuned"} & {block.key.purpose for block in records.blocks}:
-        raise CheckpointError(f"{path}: holds neither test runs nor a tuned rate")
+    if not any(block.metric in ("train_loss", "final_loss") for block in records.blocks):
+        raise CheckpointError(f"{path}: holds no losses")
     return records
 
 

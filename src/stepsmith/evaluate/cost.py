@@ -36,10 +36,31 @@ def seconds_per_step(
     Returns:
         name -> `rounds` pairs of (seconds of a whole step, seconds of its gradient part).
     """
-    trainers = {name: _Trainer(task, make, seed) for name, make in optimizers.items()}
+    placed = {name: (task, make) for name, make in optimizers.items()}
+    return seconds_in_turn(placed, rounds=rounds, steps=steps, seed=seed)
+
+
+def seconds_in_turn(
+    optimizers: Mapping[str, tuple[Task, MakeOptimizer]],
+    *,
+    rounds: int = 15,
+    steps: int = 5,
+    seed: int = 0,
+) -> dict[str, list[tuple[float, float]]]:
+    """`seconds_per_step` for optimizers each of which has a task of its own, such as a subspace's.
+
+    Args:
+        optimizers: name -> (the optimizee, callable of parameters).
+        rounds, steps, seed: as there.
+
+    Returns:
+        As there.
+    """
+    trainers = {name: _Trainer(task, make, seed) for name, (task, make) in optimizers.items()}
     times: dict[str, list[tuple[float, float]]] = {name: [] for name in optimizers}
     for round_ in range(rounds + 1):
         for name, trainer in trainers.items():
+            task = optimizers[name][0]
             gradient = step = 0.0
             for _ in range(steps):
                 begun = _now(task)

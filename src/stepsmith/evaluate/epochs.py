@@ -23,13 +23,13 @@ from stepsmith.evaluate.records import Key, Records
 from stepsmith.evaluate.run import (
     TUNING_SEED,
     MakeStepper,
-    add_costs,
     add_meta_training,
+    add_times,
     learned_key,
 )
 from stepsmith.evaluate.schedules import Scheduled
 from stepsmith.evaluate.statistics import score
-from stepsmith.evaluate.tuning import CRITERIA, FACTOR, hyper_parameters
+from stepsmith.evaluate.tuning import hyper_parameters
 from stepsmith.hub import TrainedRule
 from stepsmith.optim import LearnedOptimizer
 from stepsmith.tasks.base import Task
@@ -73,7 +73,7 @@ class Contest:
         seeds: of the tests.
         key: recipe, scale and protocol of the records.
         records: gets every measurement.
-        cache: folder as for `evaluate`, or None.
+        cache: folder as for `evaluate`, or None: every training is kept there by itself.
         copies: trainings at once.
         rungs: of the tuning; one tuning seed.
         timing_rounds: of each optimizer's step; 0 times none.
@@ -94,11 +94,18 @@ class Contest:
     timing_rounds: int = 0
     say: Callable[[str], None] = lambda message: None
     tuned: dict[str, Halved] = field(default_factory=dict)
+    _timed: dict[str, tuple[Task, cost.MakeOptimizer]] = field(default_factory=dict)
 
     def baseline(
-        self, label: str, tasks: Task | Sequence[Task], entry: Scheduled, rate: float | None = None
+        self,
+        label: str,
+        tasks: Task | Sequence[Task],
+        entry: Scheduled,
+        rate: float | None = None,
+        *,
+        before: float = 0.0,
     ) -> float:
-        """Tune a baseline and test it.
+        """Tune a baseline, by the final loss of its training, and test it.
 
         Args:
             label: its name in the records.
@@ -106,6 +113,7 @@ class Contest:
                 first is tuned on.
             entry: the baseline.
             rate: taken as it is, without tuning, where given.
+            before: seconds spent before each training, on a subspace.
 
         Returns:
             The rate tested.
@@ -113,31 +121,67 @@ class Contest:
         Raises:
             ValueError: neither one task nor one a seed.
         """
-        tasks = [tasks] if isinstance(tasks, Task) else list(tasks)
-        first = tasks[0]
+        tasks = self._one_or_one_each(tasks)
         if rate is None:
-            found = self._tune(label, first, entry)
+            found = self._tune(label, tasks[0], entry)
             self.tuned[label] = found
             rate = found.rate
             if found.at_edge:
                 self.say(f"{self.name}: {label}'s best rate is an edge of its grid")
         make = entry.at(rate, self.length.total)
         key = replace(
-            self._key(first), optimizer=label, kind="baseline", tuned_for=",".join(CRITERIA),
+            self._key(tasks[0]), optimizer=label, kind="baseline", tuned_for="final",
             hyper_parameters=json.dumps(hyper_parameters(entry, rate)),
         )  # fmt: skip
         decides = decides_baseline(entry, schedule=repr(entry.schedule), rate=rate)
         self._test(label, tasks, key, _by_torch(make), decides)
-        self._time(label, first, make)
+        self._note(label, tasks[0], key, make, before)
         return rate
 
-    def rule(self, label: str, tasks: Task | Sequence[Task], trained: TrainedRule) -> None:
-        """Test a learned rule: on one task, or with seed number i on the i-th of several."""
-        tasks = [tasks] if isinstance(tasks, Task) else list(tasks)
+    def rule(
+        self,
+        label: str,
+        tasks: Task | Sequence[Task],
+        trained: TrainedRule,
+        *,
+        before: float = 0.0,
+        meta_task: str = "",
+    ) -> None:
+        """Test a learned rule.
+
+        Args:
+            label: its name in the records.
+            tasks, before: as for `baseline`.
+            trained: the rule.
+            meta_task: the contest it was meta-trained for, where that is to be told by its name.
+
+        Raises:
+            ValueError: as `baseline`.
+        """
+        tasks = self._one_or_one_each(tasks)
         key = learned_key(self._key(tasks[0]), label, trained)
+        key = replace(key, meta_task=meta_task or key.meta_task)
         self._test(label, tasks, key, _by_rule(trained), decides_rule(trained))
         add_meta_training(self.records, key, trained)
-        self._time(label, tasks[0], functools.partial(LearnedOptimizer, rule=trained))
+        deployed = functools.partial(LearnedOptimizer, rule=trained)
+        self._note(label, tasks[0], key, deployed, before)
+
+    def finish(self) -> None:
+        """Time the steps of all optimizers in turn, so that a slow moment hits all of them."""
+        if self.timing_rounds and self._timed:
+            self.say(f"{self.name}: timing steps")
+            times = cost.seconds_in_turn(self._timed, rounds=self.timing_rounds)
+            task, _ = next(iter(self._timed.values()))
+            add_times(self.records, times, self._key(task))
+
+    def _one_or_one_each(self, tasks: Task | Sequence[Task]) -> list[Task]:
+        given = [tasks] if isinstance(tasks, Task) else list(tasks)
+        if len(given) not in (1, len(self.seeds)):
+            raise ValueError(
+                f"{self.name}: give one task, or one for each of {len(self.seeds)} seeds; got "
+                f"{len(given)}"
+            )
+        return given
 
     def _key(self, task: Task) -> Key:
         return replace(
@@ -145,49 +189,48 @@ class Contest:
             horizon=self.length.total,
         )  # fmt: skip
 
+    def _note(
+        self, label: str, task: Task, key: Key, make: cost.MakeOptimizer, before: float
+    ) -> None:
+        """Remember what is to be timed, and what each training takes before it begins."""
+        self._timed[label] = (task, make)
+        if before:
+            own = replace(key, purpose="cost")
+            self.records.add(own, "subspace_seconds", [before], seeds=[0], steps=[0])
+
     def _tune(self, label: str, task: Task, entry: Scheduled) -> Halved:
         """The rate whose training ends lowest, by the mean loss of its last tenth."""
+        self.say(f"{self.name}: tuning {label}")
+        kept = Cache.of(self.cache, task)
 
-        def measure() -> Records:
-            found = Records()
+        def run(rate: float, share: float) -> float:
+            steps = max(1, round(share * self.length.total))
+            key = replace(
+                self._key(task), purpose="tuning", optimizer=label, kind="baseline",
+                hyper_parameters=json.dumps(
+                    {**hyper_parameters(entry, rate), "share": round(share, 6)}
+                ),
+            )  # fmt: skip
 
-            def run(rate: float, share: float) -> float:
-                steps = max(1, round(share * self.length.total))
+            def measure() -> Records:
                 make = _by_torch(entry.at(rate, steps))
                 losses, _ = train_epochs(task, make, [TUNING_SEED], Length(1, steps), test=False)
                 value = float(score(losses, "final").mean())
-                key = replace(
-                    self._key(task), purpose="tuning", optimizer=label, kind="baseline",
-                    hyper_parameters=json.dumps(
-                        {**hyper_parameters(entry, rate), "share": round(share, 6)}
-                    ),
-                )  # fmt: skip
+                found = Records()
                 found.add(key, "final_loss", [value], seeds=[TUNING_SEED], steps=[steps])
-                return value
+                return found
 
-            result = halve(run, entry.centre, rungs=self.rungs)
-            told = replace(found.blocks[0].key, purpose="tuned")
-            found.add(told, "rate", [result.rate], seeds=[0], steps=[0])
-            found.add(told, "at_edge", [float(result.at_edge)], seeds=[0], steps=[0])
-            return found
+            decides = decides_baseline(
+                entry, schedule=repr(entry.schedule), rate=rate, steps=steps, tuning=TUNING_SEED
+            )
+            found = kept.fetch(
+                f"tune-{label}", decides, measure, lambda old: replace(key, purpose=old.purpose)
+            )
+            self.records.extend(found)
+            (block,) = found.select("final_loss", purpose="tuning")
+            return float(block.values.item())
 
-        decides = decides_baseline(
-            entry, schedule=repr(entry.schedule), halving=repr(self.rungs), factor=FACTOR,
-            steps=self.length.total, tuning_seed=TUNING_SEED,
-        )  # fmt: skip
-        self.say(f"{self.name}: tuning {label}")
-        kept = Cache.of(self.cache, task)
-        found = kept.fetch(f"tune-{label}", decides, measure, self._adopt)
-        self.records.extend(found)
-        (rate,), (edge,) = (
-            [float(block.values.item()) for block in found.select(metric, purpose="tuned")]
-            for metric in ("rate", "at_edge")
-        )
-        scores = {
-            (block.key.parameters["lr"], block.key.parameters["share"]): float(block.values.item())
-            for block in found.select("final_loss", purpose="tuning")
-        }
-        return Halved(rate, scores, bool(edge))
+        return halve(run, entry.centre, rungs=self.rungs)
 
     def _test(
         self,
@@ -200,11 +243,6 @@ class Contest:
         """Train and keep it, as many seeds at once as run at once: what is interrupted loses one
         training."""
         self.say(f"{self.name}: {label}")
-        if len(tasks) not in (1, len(self.seeds)):
-            raise ValueError(
-                f"{self.name}: give one task, or one for each of {len(self.seeds)} seeds; got "
-                f"{len(tasks)}"
-            )
         at_once = self.copies if len(tasks) == 1 else 1
         parts = []
         for start in range(0, len(self.seeds), at_once):
@@ -233,14 +271,6 @@ class Contest:
         for metric, values_SE in tests.items():
             found.add(key, f"test_{metric}", values_SE, seeds=seeds, steps=ends, split="test")
         return found
-
-    def _adopt(self, old: Key) -> Key:
-        same = {name: getattr(self.key, name) for name in ("recipe", "scale", "protocol")}
-        return replace(old, **same)
-
-    def _time(self, label: str, task: Task, make: cost.MakeOptimizer) -> None:
-        if self.timing_rounds:
-            add_costs(self.records, task, {label: make}, self._key(task), self.timing_rounds)
 
 
 def joined(parts: Sequence[Records]) -> Records:

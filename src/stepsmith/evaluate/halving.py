@@ -71,7 +71,8 @@ def halve(
     (2.0, False, 12)
     """
     shares, counts = [r.share for r in rungs], [r.rates for r in rungs]
-    if shares != sorted(set(shares)) or shares[-1] != 1 or counts != sorted(counts, reverse=True):
+    grows = bool(rungs) and shares == sorted(set(shares)) and shares[0] > 0 and shares[-1] == 1
+    if not grows or counts != sorted(counts, reverse=True):
         raise ValueError(f"halve: rungs must grow to a share of 1 with ever fewer rates: {rungs}")
     if not centre > 0 or not factor > 1 or counts[-1] < 1:
         raise ValueError(

@@ -219,7 +219,14 @@ def add_costs(
     records: Records, task: Task, timed: Mapping[str, cost.MakeOptimizer], key: Key, rounds: int
 ) -> None:
     """Time the step of each optimizer in turn and record it, one round a seed."""
-    for name, pairs in cost.seconds_per_step(task, timed, rounds=rounds).items():
+    add_times(records, cost.seconds_per_step(task, timed, rounds=rounds), key)
+
+
+def add_times(
+    records: Records, times: Mapping[str, Sequence[tuple[float, float]]], key: Key
+) -> None:
+    """Record seconds of whole steps and of their gradients, a pair a round, by optimizer."""
+    for name, pairs in times.items():
         own = replace(key, purpose="cost", optimizer=name)
         for metric, column in (("seconds_per_step", 0), ("gradient_seconds", 1)):
             values = [pair[column] for pair in pairs]

@@ -28,7 +28,8 @@ class Schedule:
         factor: of a drop.
 
     Raises:
-        ValueError: an unknown kind, or drops that do not rise between 0 and 1.
+        ValueError: an unknown kind, drops that do not rise between 0 and 1 or belong to another
+            kind, or a factor out of range.
 
     >>> paper = Schedule("steps", (0.5, 0.75))
     >>> [round(paper.at(share), 4) for share in (0.0, 0.49, 0.5, 0.8)]
@@ -44,6 +45,11 @@ class Schedule:
         ends = (0.0, *self.drops, 1.0)
         if any(b <= a for a, b in itertools.pairwise(ends)):
             raise ValueError(f"Schedule: drops must rise between 0 and 1, got {self.drops}")
+        if (self.drops and self.kind != "steps") or not 0 < self.factor < 1:
+            raise ValueError(
+                f"Schedule: drops belong to kind 'steps' and take a factor between 0 and 1; got "
+                f"kind {self.kind!r}, drops {self.drops}, factor {self.factor!r}"
+            )
 
     def at(self, share: float) -> float:
         """The factor when this share of the training is done."""

@@ -42,6 +42,7 @@ class Row:
     protocol: str
     optimizer: str
     kind: str
+    tuned_for: str
     rule: str
     meta_task: str
     hyper_parameters: dict[str, Any]
@@ -76,6 +77,11 @@ def score(losses_ST: np.ndarray, criterion: str) -> np.ndarray:
     with np.errstate(invalid="ignore"):
         value_S = tail.mean(axis=1)
     return np.where(diverged(losses_ST), PENALTY * losses_ST[:, 0], value_S)
+
+
+def penalised(losses_ST: np.ndarray) -> np.ndarray:
+    """The losses, those of a run that diverged all replaced by the penalty."""
+    return np.where(diverged(losses_ST)[:, None], PENALTY * losses_ST[:, :1], losses_ST)
 
 
 def interval(values_R: np.ndarray) -> tuple[float | None, float | None]:
@@ -176,7 +182,9 @@ def _gather(records: Records, block: Block) -> _Run:
 
 
 def _metric_rows(runs: list[_Run], metric: str) -> list[Row]:
-    runs = [run for run in runs if run.fills(metric)]
+    filled = {run.key.optimizer for run in runs if run.fills(metric)}
+    # A baseline tuned for one criterion alone stands in every metric's table.
+    runs = [run for run in runs if run.fills(metric) or run.key.optimizer not in filled]
     baselines = [run for run in runs if run.key.kind == "baseline"]
     if metric == "seconds_per_step":
         return _cost_rows(runs, baselines)
@@ -229,9 +237,9 @@ def _row(
 ) -> Row:
     key = run.key
     return Row(
-        key.protocol, key.optimizer, key.kind, key.rule, key.meta_task, key.parameters, key.task,
-        key.horizon, metric, _number(mean), _number(median), *bounds, len(run.seeds),
-        int(diverged(run.losses_ST).sum()), against, ratio, ratio_low, ratio_high,
+        key.protocol, key.optimizer, key.kind, key.tuned_for, key.rule, key.meta_task,
+        key.parameters, key.task, key.horizon, metric, _number(mean), _number(median), *bounds,
+        len(run.seeds), int(diverged(run.losses_ST).sum()), against, ratio, ratio_low, ratio_high,
     )  # fmt: skip
 
 
@@ -274,23 +282,19 @@ def _reach_rows(runs: list[_Run], baselines: list[_Run], metric: str) -> list[Ro
     def cost(run: _Run) -> float:
         return float(np.median(run.seconds)) if metric == "seconds_to_baseline" else 1.0
 
-    def penalised(run: _Run) -> np.ndarray:
-        bad_S1 = diverged(run.losses_ST)[:, None]
-        return np.where(bad_S1, PENALTY * run.losses_ST[:, :1], run.losses_ST)
-
     target = float(best.value("final_train_loss").mean())
-    own = float(first_reach(penalised(best).mean(0), target))
+    own = float(first_reach(penalised(best.losses_ST).mean(0), target))
     index_RS = resamples(len(best.seeds))[:1000]
     rows = []
     for run in runs:
-        losses_ST = penalised(run)
+        losses_ST = penalised(run.losses_ST)
         reach = float(first_reach(losses_ST.mean(0), target))
         middle = float(first_reach(np.median(losses_ST, axis=0), target))
         reach_R = np.array([np.inf])
         ratio_R = np.array([np.inf])
         if np.array_equal(run.seeds, best.seeds):
             # Target and curves move together over the resampled seeds.
-            best_ST, final_S = penalised(best), best.value("final_train_loss")
+            best_ST, final_S = penalised(best.losses_ST), best.value("final_train_loss")
             pairs = [
                 (
                     float(first_reach(losses_ST[index].mean(0), float(final_S[index].mean()))),

@@ -57,6 +57,8 @@ def _identity(run: Run) -> dict[str, Any]:
         "rule": {"class": type(run.rule).__name__, "config": run.rule.config()},
         "parent": run.parent.fingerprint if run.parent else None,
     }  # fmt: skip
+    if any(task.details for task in run.tasks):
+        identity["details"] = [task.details for task in run.tasks]
     # As it comes back from a file: tuples as lists.
     return json.loads(json.dumps(identity))
 
@@ -129,6 +131,7 @@ def require_fresh(owner: str, folder: Path) -> None:
     held = [name for name in ("run.safetensors", "rule.safetensors") if (folder / name).exists()]
     if held:
         raise ValueError(
-            f"{owner}: {folder} holds an earlier meta-training ({', '.join(held)}); continue it "
-            "with resume=True, or give another folder"
+            f"{owner}: {folder} holds an earlier meta-training ({', '.join(held)}); "
+            + ("continue it with resume=True, or " if "run.safetensors" in held else "")
+            + "give another folder"
         )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
 import warnings
 from collections.abc import Callable, Iterable
@@ -81,7 +83,7 @@ class LearnedOptimizer(torch.optim.Optimizer):
         self._warned: set[str] = set()
         self._forget()
         # Travels with every saved state; a number, since sharded checkpoints take no strings.
-        self._mark = int(self.trained.fingerprint[:12], 16)
+        self._mark = _mark(self.trained)
         own = {"lr": lr, "weight_decay": weight_decay, "maximize": maximize, "rule": self._mark}
         super().__init__(params, own)
 
@@ -173,8 +175,9 @@ class LearnedOptimizer(torch.optim.Optimizer):
                     )
         if any(group.get("rule", self._mark) != self._mark for group in loading["param_groups"]):
             raise ValueError(
-                f"LearnedOptimizer: the state was saved with other weights than those of rule "
-                f"{self.trained.name!r}; load it with the rule it belongs to, or start afresh"
+                f"LearnedOptimizer: the state was saved with another rule than "
+                f"{self.trained.name!r} as it is here (its weights or its configuration differ); "
+                "load it with the rule it belongs to, or start afresh"
             )
 
     @torch.no_grad()
@@ -311,6 +314,13 @@ class LearnedOptimizer(torch.optim.Optimizer):
         if key not in self._warned:
             self._warned.add(key)
             warnings.warn(message, RuntimeWarning, stacklevel=4)
+
+
+def _mark(trained: TrainedRule) -> int:
+    """A number for a rule: its class, its configuration and its weights."""
+    told = [type(trained.rule).__qualname__, trained.rule.config(), trained.fingerprint]
+    text = json.dumps(told, sort_keys=True, default=repr)
+    return int(hashlib.sha256(text.encode()).hexdigest()[:12], 16)
 
 
 def _all_finite(value: Tensor) -> bool:

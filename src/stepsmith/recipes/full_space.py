@@ -4,8 +4,6 @@ engine, in the memory of deployment."""
 from __future__ import annotations
 
 import multiprocessing
-import resource
-import sys
 import time
 from collections.abc import Callable
 from typing import Any
@@ -13,6 +11,7 @@ from typing import Any
 import torch
 
 from stepsmith.hub import TrainedRule
+from stepsmith.machine import peak_memory
 from stepsmith.meta import MetaTrainConfig
 from stepsmith.meta.trainer import Run
 from stepsmith.recipes.clock import clock, speed
@@ -111,8 +110,7 @@ def _rule() -> TrainedRule:
 def _peak(task: Task) -> int:
     if task.device.type == "cuda":
         return torch.cuda.max_memory_allocated(task.device)
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    return peak_memory()
 
 
 def _base(*given: Any) -> tuple[int, float]:

@@ -22,7 +22,8 @@ def break_even(rows: list[dict[str, Any]], records: Records) -> list[dict[str, A
     """For each learned rule and task, what it costs and when that is repaid.
 
     trainings = seconds of meta-training / (seconds in which the best baseline reaches its own final
-    loss - seconds in which the rule reaches it), and None (never) where the rule is not faster or
+    loss - seconds in which the rule reaches it), both with what is spent before each training (on
+    a subspace), and None (never) where the rule is not faster or
     never reaches it.
 
     Args:
@@ -32,7 +33,8 @@ def break_even(rows: list[dict[str, Any]], records: Records) -> list[dict[str, A
     Returns:
         Dictionaries with `protocol`, `task`, `horizon`, `optimizer`, `against`, `meta_seconds`,
         `meta_core_seconds` (processor time; None where not recorded), `steps`, `baseline_steps`,
-        `step_ms`, `baseline_step_ms`, `seconds`, `baseline_seconds`, `trainings`.
+        `step_ms`, `baseline_step_ms`, `seconds`, `baseline_seconds`, `before`, `baseline_before`,
+        `trainings`.
     """
     found = []
     for row in rows:
@@ -45,9 +47,12 @@ def break_even(rows: list[dict[str, Any]], records: Records) -> list[dict[str, A
         own = {"optimizer": row["optimizer"], **group}
         other = {"optimizer": row["against"], **group}
         baseline_seconds = _value(rows, "seconds_to_baseline", other)
+        before, baseline_before = (
+            _before(records, row["task"], name) for name in (row["optimizer"], row["against"])
+        )
         saved = None
         if row["mean"] is not None and baseline_seconds is not None:
-            saved = baseline_seconds - row["mean"]
+            saved = baseline_seconds + baseline_before - row["mean"] - before
         found.append(
             {
                 **group, "optimizer": row["optimizer"], "against": row["against"],
@@ -60,10 +65,17 @@ def break_even(rows: list[dict[str, Any]], records: Records) -> list[dict[str, A
                 "step_ms": _value(rows, "seconds_per_step", own, 1e3, "median"),
                 "baseline_step_ms": _value(rows, "seconds_per_step", other, 1e3, "median"),
                 "seconds": row["mean"], "baseline_seconds": baseline_seconds,
+                "before": before, "baseline_before": baseline_before,
                 "trainings": meta / saved if saved and saved > 0 else None,
             }
         )  # fmt: skip
     return found
+
+
+def _before(records: Records, task: str, optimizer: str) -> float:
+    """Seconds spent before each training: on the subspace it is made in."""
+    blocks = records.select("subspace_seconds", task=task, optimizer=optimizer)
+    return max((float(block.values.max()) for block in blocks), default=0.0)
 
 
 def _recorded(records: Records, metric: str, optimizer: str) -> float | None:
@@ -133,7 +145,8 @@ def _draw_entry(axes: Axes, apart: Axes, entry: dict[str, Any], place: int, colo
         return
     reason = f"never reaches {entry['against']}'s final loss"
     if entry["seconds"] is not None:
-        reason = f"slower: {entry['seconds']:.2g} s against {entry['baseline_seconds']:.2g} s"
+        own, other = (entry[f"{who}seconds"] + entry[f"{who}before"] for who in ("", "baseline_"))
+        reason = f"slower: {own:.2g} s against {other:.2g} s"
     apart.plot(0.03, place, "x", color=colour, ms=7, mew=2)
     apart.annotate(reason, (0.03, place), (10, 0), textcoords="offset points", va="center",
                    fontsize=9)  # fmt: skip

@@ -69,10 +69,14 @@ def panel_files(records: Records) -> dict[Panel, str]:
 
 def shown(records: Records, panel: Panel, criterion: str = "mean") -> list[Block]:
     """Test losses of a panel: learned rules, and baselines as tuned for the criterion."""
+    blocks = panel.select(records, "train_loss", "test")
+    wanted = {b.key.optimizer for b in blocks if criterion in b.key.tuned_for.split(",")}
     return [
         block
-        for block in panel.select(records, "train_loss", "test")
-        if block.key.kind == "learned" or criterion in block.key.tuned_for.split(",")
+        for block in blocks
+        if block.key.kind == "learned"
+        or criterion in block.key.tuned_for.split(",")
+        or block.key.optimizer not in wanted
     ]
 
 
@@ -204,6 +208,12 @@ def tuning_curves(records: Records, panel: Panel) -> Figure | None:
     for block in panel.select(records, "train_loss", "tuning"):
         value = float(score(block.values, "mean").mean())
         found.setdefault(block.key.optimizer, []).append((block.key.parameters["lr"], value))
+    criterion = "mean" if found else "final"
+    for block in panel.select(records, "final_loss", "tuning"):
+        # By successive halving: a line for each share of the training that rates were tried over.
+        lr, share = block.key.parameters["lr"], block.key.parameters["share"]
+        name = block.key.optimizer if share == 1 else f"{block.key.optimizer}, {share:.0%} of it"
+        found.setdefault(name, []).append((lr, float(block.values.mean())))
     if not found:
         return None
     palette = colours((name, "baseline") for name in found)
@@ -214,6 +224,6 @@ def tuning_curves(records: Records, panel: Panel) -> Figure | None:
             axes.plot(rates, values, "o-", ms=4, color=palette[name], label=name)
         axes.set_xscale("log")
         axes.set_yscale("log")
-        axes.set(xlabel="rate", ylabel="mean loss, tuning seeds", title=panel.title)
+        axes.set(xlabel="rate", ylabel=f"{criterion} loss, tuning seeds", title=panel.title)
         axes.legend(ncols=2)
     return figure

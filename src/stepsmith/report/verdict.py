@@ -16,7 +16,10 @@ def verdicts(rows: list[dict[str, Any]]) -> list[str]:
                 other for other in rows
                 if other["metric"] == _FINAL and _about(other) == _about(row)
             )  # fmt: skip
-            sentences.append(_verdict(row, final))
+            against = [other for other in rows if other["metric"] == _MEAN
+                       and _about(other)[:3] == _about(row)[:3]
+                       and other["optimizer"] == row["against"]]  # fmt: skip
+            sentences.append(_verdict(row, final, _tuning(row["protocol"], against)))
     return sentences
 
 
@@ -24,11 +27,18 @@ def _about(row: dict[str, Any]) -> tuple[Any, ...]:
     return row["protocol"], row["task"], row["horizon"], row["optimizer"]
 
 
-def _verdict(mean: dict[str, Any], final: dict[str, Any]) -> str:
+def _tuning(protocol: str, against: list[dict[str, Any]]) -> str:
+    """What is said of the baseline's rate: whether it was tuned, and for what."""
+    if protocol != "corrected":
+        return "best baseline"
+    tuned_for = against[0].get("tuned_for", "mean") if against else "mean"
+    return "best tuned baseline" if "mean" in tuned_for else "best baseline (tuned for final loss)"
+
+
+def _verdict(mean: dict[str, Any], final: dict[str, Any], best: str) -> str:
     corrected = mean["protocol"] == "corrected"
     head = f"{mean['task']}, {mean['horizon']} steps, {mean['seeds']} seeds: {mean['optimizer']}"
     head = head if corrected else f"{mean['protocol']}: {head}"
-    best = "best tuned baseline" if corrected else "best baseline"
     bad = f" {mean['diverged']} of its runs diverged." if mean["diverged"] else ""
     if mean["ratio"] is None:
         return f"{head} has a mean training loss of {mean['mean']:.4g}; no baseline was run.{bad}"
@@ -77,10 +87,15 @@ def _cost(entry: dict[str, Any]) -> str:
         )
     if entry["seconds"] is None:
         return f"{head}{name} never reaches {against}'s final loss: not repaid here."
+    subspace = "".join(
+        f"; {who}'s subspace takes {seconds:.3g} s before that"
+        for who, seconds in ((name, entry["before"]), (against, entry["baseline_before"]))
+        if seconds
+    )
     reach = (
         f"{name} reaches {against}'s final loss in {entry['steps']:.0f} steps against "
         f"{entry['baseline_steps']:.0f}, {entry['seconds']:.3g} s against "
-        f"{entry['baseline_seconds']:.3g} s: "
+        f"{entry['baseline_seconds']:.3g} s{subspace}: "
     )
     if entry["trainings"] is None:
         return f"{head}{reach}in seconds it is never repaid on so small an optimizee."

@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -111,12 +112,10 @@ class Subspace:
         subspace was not made from a trajectory."""
         return [share for block in self.info.get("explained", []) for share in block]
 
-    @property
+    @cached_property
     def fingerprint(self) -> str:
-        """Hash of the basis and the origin."""
-        if "fingerprint" not in self.info:
-            self.info["fingerprint"] = store.fingerprint(self._tensors(None))
-        return self.info["fingerprint"]
+        """Hash of the basis, the origin and the buffers."""
+        return store.fingerprint(self._tensors(None))
 
     def project(self, grads: Mapping[str, Tensor]) -> Tensor:
         """P g.
@@ -182,8 +181,7 @@ class Subspace:
         """
         origin = self.layout.flatten(named(model, aliases=True)).to(self.device)
         buffers = buffers_of(model) if isinstance(model, torch.nn.Module) else {}
-        info = {key: value for key, value in self.info.items() if key != "fingerprint"}
-        return Subspace(self.blocks, origin, self.layout, buffers, info)
+        return Subspace(self.blocks, origin, self.layout, buffers, self.info)
 
     def to(self, device: torch.device | str) -> Subspace:
         """The same subspace on a device."""
@@ -232,9 +230,8 @@ class Subspace:
         path = Path(path)
         if not path.suffix:
             path = path.with_suffix(".safetensors")
-        info = {key: value for key, value in self.info.items() if key != "fingerprint"}
         manifest = {
-            "kind": "subspace", "version": __version__, "info": info,
+            "kind": "subspace", "version": __version__, "info": self.info,
             "layout": {
                 "names": self.layout.names, "shapes": self.layout.shapes,
                 "dtypes": [str(d).removeprefix("torch.") for d in self.layout.dtypes],
@@ -269,8 +266,9 @@ class Subspace:
                 for key, value in tensors.items()
                 if key.startswith("buffer.")
             }
-            info = {**manifest["info"], "fingerprint": manifest["fingerprint"]}
-            return cls(blocks, tensors["origin"], layout, buffers, info).to(device)
+            found = cls(blocks, tensors["origin"], layout, buffers, manifest["info"])
+            found.__dict__["fingerprint"] = manifest["fingerprint"]
+            return found if found.device == torch.device(device) else found.to(device)
         except (KeyError, TypeError, AttributeError, ValueError) as error:
             raise CheckpointError(f"{path}: the manifest lacks or garbles {error}") from None
 

@@ -45,7 +45,10 @@ class StartedTask(WrappedTask):
         params, buffers = self.task.init(generator)
         return (
             {name: self._params[name].to(param).clone() for name, param in params.items()},
-            {name: self._buffers.get(name, value).clone() for name, value in buffers.items()},
+            {
+                name: self._buffers[name].to(value).clone() if name in self._buffers else value
+                for name, value in buffers.items()
+            },
         )
 
     def loss(
