@@ -68,7 +68,10 @@ def _cells(summary: dict[str, Any]) -> dict[tuple[Any, ...], dict[str, dict[str,
 
 
 def _where(summary: dict[str, Any], scale: str) -> str:
-    return f"`results/{summary['recipe']}/{scale}`; {summary['machine']['processor']}."
+    used = summary["machine"]["processor"]
+    if "--device cuda" in summary["command"]:
+        used = summary["machine"]["accelerator"]
+    return f"`results/{summary['recipe']}/{scale}`; {used}."
 
 
 def _deep_table(summary: dict[str, Any], scale: str) -> str:

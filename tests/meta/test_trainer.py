@@ -80,6 +80,22 @@ def test_a_checkpoint_of_other_settings_is_refused(tmp_path):
         meta_train(Quadratic(3), steps=72, out=tmp_path / "none", resume=True, **SMALL)
 
 
+def test_a_run_goes_on_only_where_its_task_is_the_same_in_detail(tmp_path):
+    class Detailed(Quadratic):
+        detail = 1
+
+        @property
+        def details(self):
+            return {"detail": self.detail}
+
+    task = Detailed(3)
+    meta_train(task, steps=72, out=tmp_path, **SMALL)
+    meta_train(task, steps=144, out=tmp_path, resume=True, **SMALL)
+    task.detail = 2
+    with pytest.raises(CheckpointError, match="detail"):
+        meta_train(task, steps=216, out=tmp_path, resume=True, **SMALL)
+
+
 def test_an_earlier_run_is_not_overwritten(tmp_path):
     first = meta_train(Quadratic(3), steps=72, out=tmp_path, **SMALL)
     with pytest.raises(ValueError, match="holds an earlier meta-training"):

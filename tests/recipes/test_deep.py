@@ -9,11 +9,12 @@ import torch
 from stepsmith.evaluate import Key, Records
 from stepsmith.recipes import QUICK, Study, deep
 from stepsmith.recipes.clock import clock, speed, stability
+from stepsmith.recipes.paper_b import label_task
 from stepsmith.recipes.principal import statements, updates
 from stepsmith.tasks import SubspaceTask
 from stepsmith.unroll import Copies, TorchStepper
 
-NETWORK = "mlp8-relu"  # small enough for every test
+NETWORK = "cnn8-bn"  # small enough for every test, and with running statistics
 
 
 @pytest.fixture
@@ -28,6 +29,8 @@ def test_a_basis_is_made_once_through_its_start(study, monkeypatch):
     origin = made.basis.parameters(torch.zeros(made.basis.dim))
     assert torch.equal(start.layout.flatten(origin), start.theta[0])
     assert made.seconds > 0
+    (spent,) = study.records.select("core_seconds", purpose="spent")
+    assert spent.values.item() > 0
     monkeypatch.setattr(deep, "_make_basis", lambda *_: pytest.fail("made again"))
     assert deep.place(study, NETWORK).basis.fingerprint == made.basis.fingerprint
     with pytest.raises(pytest.fail.Exception, match="made again"):
@@ -50,6 +53,22 @@ def test_an_interrupted_basis_goes_on_to_the_same(study, tmp_path, monkeypatch):
     monkeypatch.setattr(deep, "_snapshot", written)
     assert deep.place(other, NETWORK).basis.fingerprint == whole.fingerprint
     assert not list((tmp_path / "other").rglob("snapshots"))
+
+
+def test_tests_see_other_batches_than_the_basis(study, monkeypatch):
+    drawn = []
+    rolled = deep.roll
+
+    def watched(copies, *arguments, **options):
+        drawn.append(copies.generators[0].initial_seed())
+        return rolled(copies, *arguments, **options)
+
+    monkeypatch.setattr(deep, "roll", watched)
+    made = deep.place(study, NETWORK)
+    seen = {copies.generators[0].initial_seed() for copies in
+            (Copies(made.full, [seed]) for seed in range(200))}  # fmt: skip
+    assert drawn
+    assert not seen & set(drawn)
 
 
 def test_full_space_and_subspace_begin_alike(study):
@@ -90,6 +109,20 @@ def contest_records() -> Records:
     meta = Key(task="net", optimizer="fast", purpose="meta")
     records.add(meta, "meta_training_seconds", [500.0], seeds=[0], steps=[0])
     return records
+
+
+def test_a_rules_own_contest_is_read_from_its_label():
+    assert label_task("SL2O (resnet8-cifar10@classes0-4)") == "resnet8-cifar10@classes0-4"
+    assert label_task("SL2O, windows of 5") == ""
+
+
+def test_a_run_that_diverged_is_penalised_as_in_the_tables():
+    records = contest_records()
+    (block,) = records.select("train_loss", optimizer="slow")
+    block.values[1, 50:] = np.nan
+    found = speed(records, "net", "corrected", "fast", ["slow"])
+    assert found["final_loss"] == pytest.approx((2 - np.arange(90, 100).mean() / 100 + 20) / 2)
+    assert found["baseline_steps"] is not None
 
 
 def test_speed_is_held_against_the_best_of_the_baselines_named():
@@ -151,3 +184,5 @@ def test_what_is_said_of_principal_directions():
     assert flat["spread"] == pytest.approx(0)
     assert flat["decay"] == pytest.approx(1)
     assert not flat["others_before_first"]
+    for still in (np.zeros((1, 8, 3)), np.full((1, 8, 3), np.nan)):
+        assert set(statements(still)[0].values()) == {None}

@@ -171,8 +171,8 @@ def test_a_folder_holds_everything(tmp_path):
     row = summary["rows"][0]
     assert set(row) == {
         "protocol", "optimizer", "kind", "tuned_for", "rule", "meta_task", "hyper_parameters",
-        "task", "horizon", "metric", "mean", "median", "low", "high", "seeds", "diverged", "against", "ratio",
-        "ratio_low", "ratio_high",
+        "task", "horizon", "metric", "mean", "median", "low", "high", "seeds", "diverged",
+        "against", "ratio", "ratio_low", "ratio_high",
     }  # fmt: skip
     records, again, config = read_results(tmp_path / "run")
     assert json.loads(json.dumps(summary)) == again

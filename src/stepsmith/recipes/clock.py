@@ -12,7 +12,7 @@ import numpy as np
 
 from stepsmith.evaluate import Records
 from stepsmith.evaluate.records import Block
-from stepsmith.evaluate.statistics import first_reach, score
+from stepsmith.evaluate.statistics import first_reach, penalised, score
 
 LAST = 5
 """Epochs at the end over which accuracies should be still, or a third of all where they are few."""
@@ -45,7 +45,7 @@ def speed(
     found = curves(records, task, protocol)
     final = {name: float(score(found[name].values, "final").mean()) for name in against}
     best = min(final, key=final.__getitem__)
-    own_ST, other_ST = found[rule].values, found[best].values
+    own_ST, other_ST = (penalised(found[name].values) for name in (rule, best))
     reach, base = (float(first_reach(part.mean(0), final[best])) for part in (own_ST, other_ST))
     finals_S = score(other_ST, "final")
     each = [
@@ -86,6 +86,16 @@ def stability(records: Records, task: str, protocol: str) -> list[dict[str, Any]
     return sorted(found, key=lambda entry: entry["spread"])
 
 
+def step_seconds(records: Records, task: str, optimizer: str) -> float | None:
+    """Median seconds of a training step, where they were timed."""
+    timed = [
+        float(np.median(block.values))
+        for block in records.select("seconds_per_step", purpose="cost", task=task)
+        if block.key.optimizer == optimizer
+    ]
+    return timed[0] if timed else None
+
+
 def clock(
     records: Records, task: str, protocol: str, *, basis_seconds: float, subspace: Iterable[str]
 ) -> list[dict[str, Any]]:
@@ -107,18 +117,14 @@ def clock(
     target = min(float(score(found[name].values, "final").mean()) for name in baselines)
     rows = []
     for name, block in found.items():
-        steps = float(first_reach(block.values.mean(0), target))
-        timed = [
-            float(np.median(cost.values))
-            for cost in records.select("seconds_per_step", purpose="cost", task=task)
-            if cost.key.optimizer == name
-        ]
+        steps = float(first_reach(penalised(block.values).mean(0), target))
+        timed = step_seconds(records, task, name)
         meta = sum(
             float(cost.values.sum())
             for cost in records.select("meta_training_seconds", task=task, protocol=protocol)
             if cost.key.optimizer == name
         )
-        seconds = steps * timed[0] if timed else np.inf
+        seconds = np.inf if timed is None else steps * timed
         basis = basis_seconds if name in set(subspace) else 0.0
         rows.append(
             {

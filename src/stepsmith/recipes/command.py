@@ -67,7 +67,7 @@ def run_command(
     chosen = recipe(name)
     scale = SCALES[asked[0] if asked else "full"]
     # What decides the results, whatever folders this machine has.
-    flags = [f"--{key}" for key in asked]
+    flags = [f"--{key}" for key in asked] + ([] if device == "cpu" else ["--device", device])
     folder = out / chosen.name / scale.name
     with console.status("...") as status:
         summary = run_recipe(

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from filelock import FileLock
 
 from stepsmith import store
 from stepsmith.evaluate import Key
@@ -26,15 +27,18 @@ from stepsmith.evaluate.schedules import Schedule, Scheduled
 from stepsmith.hub import TrainedRule
 from stepsmith.recipes.study import Study
 from stepsmith.rules import Rule, rnnprop
-from stepsmith.subspace import Subspace, from_trajectory
+from stepsmith.subspace import Snapshots, Subspace, from_trajectory
 from stepsmith.tasks import SubspaceTask, Task
 from stepsmith.tasks.started import StartedTask
 from stepsmith.unroll import Copies, TorchStepper, roll
+from stepsmith.version import __version__
 
 SAVED = 0
 """Seed of the saved start from which, as published, everything begins."""
 FRESH = 100
 """Seeds of fresh starts follow this one."""
+BATCHES = 3_000_000
+"""Seeds from here up draw the batches that bases are made with: tests draw others."""
 
 _STEPS = Schedule("steps", (0.5, 0.75))
 _EARLY = Schedule("steps", (0.3, 0.5))
@@ -66,6 +70,7 @@ class Depth:
     Args:
         data: image set, with the variants every task has.
         others: further sets, for transfers of data.
+        sources: sets that rules are meta-trained on for these transfers, and not tested on.
         batch: examples of a batch.
         basis_epochs, basis_drop: of the training whose snapshots make the basis; at this share of
             it the rate drops to a tenth.
@@ -82,6 +87,7 @@ class Depth:
 
     data: str
     others: tuple[str, ...]
+    sources: tuple[str, ...]
     batch: int
     basis_epochs: int
     basis_drop: float
@@ -100,7 +106,7 @@ class Depth:
 _TRAIN = "@crop@flip@standardised"
 DEPTHS: dict[str, Depth] = {
     "full": Depth(
-        f"cifar10{_TRAIN}", (f"cifar100{_TRAIN}", f"imagenet32{_TRAIN}"), batch=128,
+        f"cifar10{_TRAIN}", (f"cifar100{_TRAIN}",), (f"imagenet32@50000{_TRAIN}",), batch=128,
         basis_epochs=60, basis_drop=50 / 60, snapshots=1, directions=40, unroll=10, episode=1000,
         episodes=20, epochs=100, seeds=3, rungs=RUNGS, copies=1, timing_rounds=15,
     ),
@@ -110,12 +116,12 @@ DEPTHS: dict[str, Depth] = {
             f"cifar10@classes0-4@10000{_TRAIN}", f"cifar10@classes5-9@10000{_TRAIN}",
             "fashion_mnist@rgb32@10000@crop@flip@standardised",
         ),
-        batch=32, basis_epochs=15, basis_drop=0.8, snapshots=4, directions=40, unroll=10,
+        (), batch=32, basis_epochs=15, basis_drop=0.8, snapshots=4, directions=40, unroll=10,
         episode=500, episodes=16, epochs=6, seeds=3, rungs=RUNGS, copies=3, timing_rounds=9,
     ),
     "quick": Depth(
         "fashion_mnist@classes0-1@rgb32@64@crop@flip@standardised",
-        ("mnist@classes0-1@rgb32@64@standardised",),
+        ("mnist@classes0-1@rgb32@64@standardised",), ("nowhere@rgb32@64",),
         batch=8, basis_epochs=2, basis_drop=0.5, snapshots=3, directions=4, unroll=3, episode=6,
         episodes=2, epochs=2, seeds=2, rungs=(Rung(0.5, 3), Rung(1.0, 1)), copies=2,
         timing_rounds=1,
@@ -124,9 +130,14 @@ DEPTHS: dict[str, Depth] = {
 """Amounts by scale: the paper's, for a GPU; for two cores; for tests."""
 
 
+def depth_name(study: Study) -> str:
+    """Which of `DEPTHS` a study's scale stands for."""
+    return "small" if study.scale.name == "hundred" else study.scale.name
+
+
 def depth(study: Study) -> Depth:
     """The amounts of a study's scale."""
-    return DEPTHS["small" if study.scale.name == "hundred" else study.scale.name]
+    return DEPTHS[depth_name(study)]
 
 
 @dataclass(frozen=True)
@@ -136,12 +147,15 @@ class Place:
     Attributes:
         task: with fresh starts.
         basis: the subspace, its origin the start.
-        seconds: what it took to find the basis, the training and the decomposition.
     """
 
     task: Task
     basis: Subspace
-    seconds: float
+
+    @property
+    def seconds(self) -> float:
+        """What it took to find the basis: the training and the decomposition."""
+        return self.basis.info["training_seconds"] + self.basis.info["seconds"]
 
     @property
     def full(self) -> Task:
@@ -169,15 +183,25 @@ def place(study: Study, network: str, data: str | None = None, seed: int = SAVED
     decides = {
         "task": identity(task), "seed": seed, "epochs": amounts.basis_epochs,
         "drop": amounts.basis_drop, "snapshots": amounts.snapshots, "d": amounts.directions,
+        "batches": BATCHES,
     }  # fmt: skip
     digest = hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()[:12]
     folder = study.cache / "bases" / f"{network}-{seed}-{digest}"
     path = folder / "basis.safetensors"
-    if not path.exists():
-        study.say(f"{task.name}: training for the basis of start {seed}")
-        _make_basis(task, seed, amounts, folder, path)
-    basis = Subspace.load(path)
-    return Place(task, basis, basis.info["training_seconds"] + basis.info["seconds"])
+    folder.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder / ".lock"):  # recipes that run side by side share one cache
+        if not path.exists():
+            study.say(f"{task.name}: training for the basis of start {seed}")
+            _make_basis(task, seed, amounts, folder, path)
+    basis = Subspace.load(path, task.device)
+    spent = Key(
+        recipe=study.recipe, scale=study.scale.name, purpose="spent", task=task.name,
+        optimizer=f"basis of start {seed}", kind="baseline",
+    )  # fmt: skip
+    if not any(block.key == spent for block in study.records.blocks):
+        seconds = basis.info["core_seconds"]
+        study.records.add(spent, "core_seconds", [seconds], seeds=[seed], steps=[0])
+    return Place(task, basis)
 
 
 def epoch_steps(task: Task, batch: int) -> int:
@@ -193,20 +217,22 @@ def _make_basis(task: Task, seed: int, amounts: Depth, folder: Path, path: Path)
     epoch = epoch_steps(task, amounts.batch)
     every = max(1, epoch // amounts.snapshots)
     count = amounts.basis_epochs * amounts.snapshots
+    begun, begun_cores = time.perf_counter(), time.process_time()
     copies = Copies(task, [seed])
+    copies.generators[0].manual_seed(BATCHES + seed)
     snapshots = folder / "snapshots"
     state = snapshots / "state.safetensors"
-    done, spent = 0, 0.0
+    done, spent, cores = 0, 0.0, 0.0
     if state.exists():
         tensors, manifest = store.read(state, "basis-training")
-        done, spent = manifest["done"], manifest["seconds"]
-        copies.theta = tensors.pop("theta")
+        done, spent, cores = (manifest[key] for key in ("done", "seconds", "core_seconds"))
+        copies.theta.copy_(tensors.pop("theta"))
         copies.generators[0].set_state(tensors.pop("generator"))
-        copies.buffers = tensors
+        for name, value in copies.buffers.items():
+            value.copy_(tensors[name])
     else:
         _snapshot(snapshots, copies, 0)
     drop = Schedule("steps", (amounts.basis_drop,))
-    begun = time.perf_counter()
     while done < count:
         sgd = partial(torch.optim.SGD, lr=0.1 * drop.at(done / count), weight_decay=1e-4)
         roll(copies, TorchStepper(sgd, copies.theta, copies.layout), every)
@@ -215,13 +241,19 @@ def _make_basis(task: Task, seed: int, amounts: Depth, folder: Path, path: Path)
         told = {
             "kind": "basis-training", "done": done,
             "seconds": spent + time.perf_counter() - begun,
+            "core_seconds": cores + time.process_time() - begun_cores,
         }  # fmt: skip
         tensors = {"theta": copies.theta, "generator": copies.generators[0].get_state()}
         store.write(state, {**tensors, **copies.buffers}, told)
     trained = spent + time.perf_counter() - begun
-    files = sorted(snapshots.glob("snapshot-*.safetensors"))
+    files = Snapshots.listed(snapshots)
+    assert len(files) == count + 1, f"{snapshots}: {len(files)} snapshots of {count + 1}"
     basis = from_trajectory(files, amounts.directions, source=task.name)
-    basis = replace(basis, info={**basis.info, "training_seconds": trained})
+    told = {
+        "training_seconds": trained, "training_steps": count * every,
+        "core_seconds": cores + time.process_time() - begun_cores,
+    }  # fmt: skip
+    basis = replace(basis, info={**basis.info, **told})
     basis.save(path)
     shutil.rmtree(snapshots)
 
@@ -230,7 +262,8 @@ def _snapshot(folder: Path, copies: Copies, number: int) -> None:
     params = copies.layout.views(copies.theta[0])
     buffers = {name: value[0] for name, value in copies.buffers.items()}
     manifest = {
-        "kind": "snapshot", "number": number, "parameters": list(params), "buffers": list(buffers),
+        "kind": "snapshot", "version": __version__, "number": number,
+        "parameters": list(params), "buffers": list(buffers),
     }  # fmt: skip
     store.write(folder / f"snapshot-{number:06d}.safetensors", {**params, **buffers}, manifest)
 

@@ -16,12 +16,12 @@ from stepsmith.meta import MetaTrainConfig
 from stepsmith.meta.trainer import Run
 from stepsmith.recipes.clock import clock, speed
 from stepsmith.recipes.deep import FULL_SPACE, SUBSPACE, contest, depth, learn, place
+from stepsmith.recipes.paper_b import SL2O, basis_seconds
 from stepsmith.recipes.study import Recipe, Study
 from stepsmith.rules import Rule, make_rule, rnnprop
 from stepsmith.tasks import Task
 from stepsmith.unroll import Copies, RuleStepper, roll
 
-SL2O = "SL2O"
 RULES: dict[str, Rule] = {
     "SL2O's rule, all parameters": rnnprop(step_scale=0.01),
     "relative units, all parameters": make_rule("joined", scaling="relative", step_scale=3.0),
@@ -39,7 +39,8 @@ def all_parameters(study: Study) -> None:
     of meta-training them on ResNet-20 and ResNet-18."""
     here = place(study, "resnet20")
     held = contest(study, "resnet20", here.task)
-    held.rule(SL2O, here.sub, learn(study, "sl2o-resnet20", here.sub))
+    trained = learn(study, "sl2o-resnet20", here.sub)
+    held.rule(SL2O, here.sub, trained, before=here.seconds)
     amounts = depth(study)
     window = WINDOW if amounts.episode % WINDOW == 0 else amounts.unroll
     for number, (label, rule) in enumerate(RULES.items()):
@@ -49,25 +50,26 @@ def all_parameters(study: Study) -> None:
         )  # fmt: skip
         held.rule(label, here.full, trained)
     for label, entry in SUBSPACE.items():
-        held.baseline(label, here.sub, entry)
+        held.baseline(label, here.sub, entry, before=here.seconds)
     for label, entry in FULL_SPACE.items():
         held.baseline(label, here.full, entry)
+    held.finish()
     about = (study.records, "resnet20", held.key.protocol)
     study.findings["against_sl2o"] = {label: speed(*about, label, [SL2O]) for label in RULES}
     study.findings["clock"] = clock(
-        *about, basis_seconds=here.seconds, subspace={SL2O, *SUBSPACE}
-    )  # fmt: skip
+        *about, basis_seconds=basis_seconds(held, here), subspace={SL2O, *SUBSPACE}
+    )
     networks = ("resnet8",) if study.scale.name == "quick" else ("resnet20", "resnet18")
     study.findings["memory"] = [memory(study, name) for name in networks]
 
 
-def memory(study: Study, network: str, windows: int = 6) -> dict[str, Any]:
+def memory(study: Study, network: str, windows: int = 2) -> dict[str, Any]:
     """Peak memory of deploying and of meta-training a rule on a network, in processes of their own.
 
     Args:
         study: says how much.
         network: which.
-        windows: of meta-training, ten steps each; the first is not in the rate.
+        windows: of meta-training, of the length of the recipe's; the first is not in the rate.
 
     Returns:
         Bytes above those of a process that only takes gradients' place (imports, data, one
@@ -78,13 +80,14 @@ def memory(study: Study, network: str, windows: int = 6) -> dict[str, Any]:
     amounts = depth(study)
     data = amounts.data.partition("@")[0]
     given = (f"{network}-{data}@rgb32@200", study.where, amounts.batch, study.device)
+    steps = WINDOW
     if study.scale.name == "quick":
-        windows = 2
+        steps = amounts.unroll
     base, _ = _alone(_base, *given)
-    deployed, _ = _alone(_deploy, *given, 10 * windows)
-    trained, rate = _alone(_meta_train, *given, windows)
+    deployed, _ = _alone(_deploy, *given, windows * steps)
+    trained, rate = _alone(_meta_train, *given, windows, steps)
     return {
-        "network": network, "batch": amounts.batch, "inner_steps": 10 * windows,
+        "network": network, "batch": amounts.batch, "inner_steps": windows * steps,
         "deployment": deployed - base, "meta_training": trained - base,
         "ratio": (trained - base) / max(1, deployed - base), "inner_steps_per_second": rate,
     }  # fmt: skip
@@ -129,15 +132,15 @@ def _deploy(*given: Any) -> tuple[int, float]:
 
 
 def _meta_train(*given: Any) -> tuple[int, float]:
-    *where, windows = given
+    *where, windows, steps = given
     task = _task(*where)
-    config = MetaTrainConfig(steps=1, horizon=10, copies=1, samples=40_000)
+    config = MetaTrainConfig(steps=1, horizon=steps, copies=1, samples=SAMPLES)
     run = Run([task], _rule(), config)
     run.window()
     begun = time.perf_counter()
     for _ in range(windows - 1):
         run.window()
-    return _peak(task), 10 * (windows - 1) / (time.perf_counter() - begun)
+    return _peak(task), steps * (windows - 1) / (time.perf_counter() - begun)
 
 
 RECIPES = (

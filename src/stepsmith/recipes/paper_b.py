@@ -6,14 +6,15 @@ Source: Chen et al., "Scalable Learning to Optimize", ECCV 2022, and its supplem
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+import re
+from collections.abc import Container, Mapping
 from functools import partial
 from typing import Any
 
 from stepsmith.evaluate import Records
 from stepsmith.evaluate.epochs import Contest
 from stepsmith.hub import TrainedRule
-from stepsmith.recipes.clock import clock, speed, stability
+from stepsmith.recipes.clock import clock, speed, stability, step_seconds
 from stepsmith.recipes.deep import (
     FRESH,
     FULL_SPACE,
@@ -21,6 +22,7 @@ from stepsmith.recipes.deep import (
     Place,
     contest,
     depth,
+    depth_name,
     learn,
     place,
 )
@@ -49,9 +51,13 @@ def network(study: Study, name: str) -> None:
     here = place(study, name)
     trained = learn(study, f"sl2o-{name}", here.sub)
     held = contest(study, name, here.task)
-    held.rule(SL2O, here.sub, trained)
-    rates = {label: held.baseline(label, here.sub, entry) for label, entry in SUBSPACE.items()}
+    held.rule(SL2O, here.sub, trained, before=here.seconds)
+    rates = {
+        label: held.baseline(label, here.sub, entry, before=here.seconds)
+        for label, entry in SUBSPACE.items()
+    }
     rates |= {label: held.baseline(label, here.full, entry) for label, entry in FULL_SPACE.items()}
+    held.finish()
     fresh = [place(study, name, seed=FRESH + seed) for seed in range(depth(study).seeds)]
     later = contest(study, name, here.task, "corrected")
     later.rule(SL2O, [other.sub for other in fresh], trained)
@@ -59,7 +65,7 @@ def network(study: Study, name: str) -> None:
         later.baseline(label, [other.sub for other in fresh], entry, rates[label])
     for label in AGAIN:
         later.baseline(label, [other.full for other in fresh], FULL_SPACE[label], rates[label])
-    study.findings[name] = _told(held, here) | {
+    study.findings[name] = told(held, here) | {
         "fresh_starts": [speed(study.records, name, "corrected", SL2O, SUBSPACE)],
         "tuned": {
             label: {"rate": found.rate, "at_edge": found.at_edge}
@@ -68,16 +74,28 @@ def network(study: Study, name: str) -> None:
     }
 
 
-def _told(held: Contest, here: Place) -> dict[str, Any]:
+def told(held: Contest, here: Place) -> dict[str, Any]:
+    """What a contest from the saved start says of speed, stability and cost."""
     about = (held.records, held.name, held.key.protocol)
     return {
         "parameters": here.basis.layout.total, "explained": sum(here.basis.explained),
-        "basis_seconds": here.seconds,
+        "basis_seconds_when_made": here.seconds,
         "against_subspace": speed(*about, SL2O, SUBSPACE),
         "against_full_space": speed(*about, SL2O, FULL_SPACE),
         "stability": stability(*about),
-        "clock": clock(*about, basis_seconds=here.seconds, subspace={SL2O, *SUBSPACE}),
+        "clock": clock(
+            *about, basis_seconds=basis_seconds(held, here), subspace={SL2O, *SUBSPACE}
+        ),
     }  # fmt: skip
+
+
+def basis_seconds(held: Contest, here: Place) -> float:
+    """Seconds of making a basis at the pace at which the contest's steps were timed, so that both
+    were measured in the same moments; as it was made, where no steps were timed."""
+    pace = step_seconds(held.records, held.name, "sgd")
+    if pace is None:
+        return here.seconds
+    return pace * here.basis.info["training_steps"] + here.basis.info["seconds"]
 
 
 def against_subspace(
@@ -93,16 +111,24 @@ def against_subspace(
     """
     held = contest(study, name, here.task)
     for label, trained in rules.items():
-        held.rule(label, here.sub, trained)
+        held.rule(label, here.sub, trained, before=here.seconds, meta_task=label_task(label))
     for label, entry in SUBSPACE.items():
-        held.baseline(label, here.sub, entry)
+        held.baseline(label, here.sub, entry, before=here.seconds)
+    held.finish()
     return held
+
+
+def label_task(label: str) -> str:
+    """The contest a rule labelled `SL2O (CONTEST)` was meta-trained for; empty for other labels."""
+    found = re.fullmatch(rf"{SL2O} \((.+)\)", label)
+    return found[1] if found else ""
 
 
 def data_transfer(study: Study) -> None:
     """Table 3, left: rules of other data sets; sets that are not at hand are named as left out."""
     net = "resnet18" if study.scale.name == "full" else "resnet8"
-    sets = [depth(study).data, *depth(study).others]
+    amounts = depth(study)
+    sets = [amounts.data, *amounts.others, *amounts.sources]
     places: dict[str, Place] = {}
     for data in sets:
         try:
@@ -110,7 +136,8 @@ def data_transfer(study: Study) -> None:
         except DataError as error:
             _log.warning("b6-data-transfer: without %s: %s", data, error)
     study.findings["left_out"] = [data for data in sets if data not in places]
-    _matrix(study, {_short(data): where for data, where in places.items()}, net)
+    named = {f"{net}-{_short(data)}": where for data, where in places.items()}
+    _matrix(study, named, {f"{net}-{_short(data)}" for data in amounts.sources})
 
 
 def _short(data: str) -> str:
@@ -121,20 +148,19 @@ def _short(data: str) -> str:
 
 def architecture_transfer(study: Study) -> None:
     """Table 3, right: rules of other networks."""
-    scale = "small" if study.scale.name == "hundred" else study.scale.name
-    places = {name: place(study, name) for name in ARCHITECTURES[scale]}
-    _matrix(study, places, "")
+    places = {name: place(study, name) for name in ARCHITECTURES[depth_name(study)]}
+    _matrix(study, places)
 
 
-def _matrix(study: Study, places: Mapping[str, Place], net: str) -> None:
-    """Each place's rule on every place; `net` tells the places' rules from other networks'."""
-    prefix = f"{net}-" if net else ""
+def _matrix(study: Study, places: Mapping[str, Place], untested: Container[str] = ()) -> None:
+    """Each place's rule on every place but those `untested`."""
     rules = {
-        f"{SL2O} ({name})": learn(study, f"sl2o-{prefix}{name}", where.sub)
+        f"{SL2O} ({name})": learn(study, f"sl2o-{name}", where.sub)
         for name, where in places.items()
     }
     for name, where in places.items():
-        against_subspace(study, f"{prefix}{name}", where, rules)
+        if name not in untested:
+            against_subspace(study, name, where, rules)
     study.findings["accuracy"] = accuracies(study.records)
 
 

@@ -16,6 +16,7 @@ import torch
 from stepsmith.evaluate import Key, Records
 from stepsmith.evaluate.run import MakeStepper, learned_key
 from stepsmith.recipes.deep import SUBSPACE, contest, depth, learn, place
+from stepsmith.recipes.paper_b import SL2O
 from stepsmith.recipes.study import Recipe, Study
 from stepsmith.tasks import Task
 from stepsmith.unroll import Copies, RuleStepper, Start, TorchStepper, roll
@@ -24,7 +25,6 @@ DIRECTIONS = 3
 STEPS = 100
 SEEDS = 5
 MOMENTUM = "momentum in subspace"
-SL2O = "SL2O"
 
 
 def updates(
@@ -64,7 +64,8 @@ def statements(updates_STK: np.ndarray) -> list[dict[str, Any]]:
         For each seed: `size`, the mean |update| of each direction; `spread`, the standard deviation
         of log10 |update| over steps and directions (how varied their scales are); `decay`, the mean
         |update| of the last quarter over that of the first; `half`, the step by which each
-        direction has made half of its path; and whether directions 2 and 3 were before 1.
+        direction has made half of its path; and whether directions 2 and 3 were before 1. None
+        throughout where nothing moved, or to where is not finite.
     """
     found = []
     for sizes_TK in np.abs(updates_STK):
@@ -72,10 +73,12 @@ def statements(updates_STK: np.ndarray) -> list[dict[str, Any]]:
         path_TK = np.cumsum(sizes_TK, 0)
         half = [int(np.argmax(path_T >= 0.5 * path_T[-1])) + 1 for path_T in path_TK.T]
         moved = sizes_TK[sizes_TK > 0]
+        if not moved.size or not np.isfinite(sizes_TK).all():
+            found.append(dict.fromkeys(("size", "spread", "decay", "half", "others_before_first")))
+            continue
         found.append(
             {
-                "size": sizes_TK.mean(0).tolist(),
-                "spread": float(np.log10(moved).std()) if moved.size else 0.0,
+                "size": sizes_TK.mean(0).tolist(), "spread": float(np.log10(moved).std()),
                 "decay": float(sizes_TK[-quarter:].mean() / sizes_TK[:quarter].mean()),
                 "half": half, "others_before_first": bool(max(half[1:]) < half[0]),
             }
@@ -99,7 +102,7 @@ def principal(study: Study) -> None:
     sgd = partial(torch.optim.SGD, lr=rate, momentum=0.9)
     steppers: dict[str, tuple[Key, MakeStepper]] = {
         MOMENTUM: (
-            replace(key, optimizer=MOMENTUM, kind="baseline", tuned_for="mean,final"),
+            replace(key, optimizer=MOMENTUM, kind="baseline", tuned_for="final"),
             lambda group: TorchStepper(sgd, group.theta, group.layout),
         ),
         SL2O: (

@@ -73,6 +73,7 @@ def task(study: Study, name: str, *, affine: bool = True) -> Task:
         F.cross_entropy,
         PublishedHalves.of(images),
         name=name,
+        device=study.device,
     )
 
 

@@ -85,14 +85,15 @@ TECHNIQUES: dict[str, MetaTraining] = {
     "windows of 20": _technique(window=20, copies=5),
     "final loss": _technique(loss="final"),
     "log loss": _technique(loss="log"),
-    "curriculum": _technique(horizons=(100, 300, 1000)),
+    "curriculum": _technique(horizons=(100, 300, 1000), patience=None),
     "imitation": _technique(imitation=0.3, teacher_lr=0.03),
     "scaled coordinates": _technique(scaled="coordinate"),
     "scaled tensors": _technique(scaled="tensor"),
     "with the ConvNet": _technique("convnet-mnist"),
     "with two more MLPs": _technique("mlp64-relu-fashion_mnist", "mlp32x32-tanh-mnist"),
 }
-"""What the field offers for meta-training, one at a time, at equal budgets of inner steps."""
+"""What the field offers for meta-training, one at a time, at equal budgets of inner steps; what
+validations take (of the curriculum more, over longer horizons) comes on top."""
 
 TECHNIQUE_SEEDS = (0, 1)
 """Of each technique's meta-trainings."""

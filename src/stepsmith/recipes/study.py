@@ -10,6 +10,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock
+
 from stepsmith.evaluate import BASELINES, Baseline, Evaluation, Records, evaluate
 from stepsmith.hub import TrainedRule, load
 from stepsmith.meta import meta_train, train_curriculum
@@ -21,6 +23,9 @@ from stepsmith.rules import Rule
 from stepsmith.tasks import RandomlyScaled, Task, make_task
 
 _log = logging.getLogger("stepsmith")
+
+USUAL_BATCH = 128
+"""Examples of a batch where a meta-training's name in the cache says nothing else."""
 
 
 @dataclass(frozen=True)
@@ -161,15 +166,20 @@ class Study:
         }  # fmt: skip
         if any(task.details for task in tasks):
             decides["details"] = [task.details for task in tasks]
+        sizes = [getattr(task, "batch_size", None) for task in tasks]
+        if any(size not in (None, USUAL_BATCH) for size in sizes):
+            decides["batch_sizes"] = sizes
         digest = hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()[:12]
         folder = self.cache / "rules" / f"{name}-{digest}"
         done = folder / "rule.safetensors"
-        if done.exists():
-            return load(done)
-        self.say(f"meta-training {name}")
-        learn = train_curriculum if "horizons" in config else meta_train
-        resume = any(folder.rglob("run.safetensors"))
-        return learn(tasks, start, out=folder, resume=resume, name=name, **config)
+        folder.mkdir(parents=True, exist_ok=True)
+        with FileLock(folder / ".lock"):  # recipes that run side by side share one cache
+            if done.exists():
+                return load(done)
+            self.say(f"meta-training {name}")
+            learn = train_curriculum if "horizons" in config else meta_train
+            resume = any(folder.rglob("run.safetensors"))
+            return learn(tasks, start, out=folder, resume=resume, name=name, **config)
 
     def compare(
         self,
@@ -245,7 +255,7 @@ def run_recipe(
     say("drawing the report")
     config = {
         "recipe": recipe.name, "what": recipe.what, "scale": scale.name,
-        "source": source or scale.source, "core_hours": core_hours(study.records),
+        "source": source or scale.source, "device": device, "core_hours": core_hours(study.records),
         "findings": study.findings,
     }  # fmt: skip
     summary = write_results(
@@ -256,8 +266,8 @@ def run_recipe(
 
 
 def core_hours(records: Records) -> dict[str, float]:
-    """Processor hours of the comparisons and of the rules' meta-training, wherever they were
-    spent: what a recipe costs from nothing."""
+    """Processor hours of the comparisons, with their bases, and of the rules' meta-training,
+    wherever they were spent: what a recipe costs from nothing."""
     tests = sum(float(block.values.sum()) for block in records.select("core_seconds"))
     meta = {
         block.key.checkpoint: float(block.values.sum())

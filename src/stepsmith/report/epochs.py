@@ -8,6 +8,7 @@ from __future__ import annotations
 import matplotlib as mpl
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from stepsmith.evaluate.records import Records
 from stepsmith.report.figures import Panel
@@ -31,7 +32,7 @@ def accuracy_curves(records: Records, panel: Panel) -> Figure | None:
             axes.fill_between(epochs, values_SE.min(0), values_SE.max(0), color=palette[name],
                               alpha=0.12, lw=0)  # fmt: skip
         axes.set(xlabel="epoch", ylabel="test accuracy, %", title=panel.title)
-        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.legend(ncols=2)
     return figure
 
