@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import textwrap
 from typing import Any
 
 import matplotlib as mpl
@@ -148,8 +149,9 @@ def _draw_entry(axes: Axes, apart: Axes, entry: dict[str, Any], place: int, colo
         own, other = (entry[f"{who}seconds"] + entry[f"{who}before"] for who in ("", "baseline_"))
         reason = f"slower: {own:.2g} s against {other:.2g} s"
     apart.plot(0.03, place, "x", color=colour, ms=7, mew=2)
-    apart.annotate(reason, (0.03, place), (10, 0), textcoords="offset points", va="center",
-                   fontsize=9)  # fmt: skip
+    lines = textwrap.wrap(reason, 36)
+    apart.annotate("\n".join(lines), (0.03, place), (10, 0), textcoords="offset points",
+                   va="center", fontsize=9 if len(lines) == 1 else 7)  # fmt: skip
 
 
 def _count(trainings: float) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import textwrap
 from collections.abc import Iterable
 from typing import Any
 
@@ -78,7 +79,8 @@ def _heat_map(cells: list[dict[str, Any]], title: str) -> Figure:
         axes.xaxis.tick_top()
         for side in axes.spines.values():
             side.set_visible(False)
-        axes.set_title(title, pad=12)
+        # Two columns are narrower than the title.
+        axes.set_title("\n".join(textwrap.wrap(title, 20 + 12 * len(tasks))), pad=12)
         scale = ScalarMappable(_NORM, _COLOURS)
         bar = figure.colorbar(scale, ax=axes, extend="both", fraction=0.05, pad=0.02, aspect=16)
         ticks = (1 / 1.5, 0.8, 1, 1.25, 1.5)
