@@ -35,7 +35,7 @@ def test_a_transfer_is_an_evaluation_of_every_task():
 
 def test_the_ratio_is_to_the_best_baseline_and_diverged_runs_are_a_share(monkeypatch):
     def pretend(task, make, seeds, steps, copies, test=False):
-        learned = "_by_rule" in make.__qualname__
+        learned = "by_rule" in make.__qualname__
         losses = np.full((len(seeds), steps), 1.0 if learned else 2.0)
         if learned and task.name == "tiny":
             losses[0, 5] = np.nan

@@ -25,6 +25,8 @@ from stepsmith.evaluate.run import (
     MakeStepper,
     add_meta_training,
     add_times,
+    by_rule,
+    by_torch,
     learned_key,
 )
 from stepsmith.evaluate.schedules import Scheduled
@@ -33,7 +35,7 @@ from stepsmith.evaluate.tuning import hyper_parameters
 from stepsmith.hub import TrainedRule
 from stepsmith.optim import LearnedOptimizer
 from stepsmith.tasks.base import Task
-from stepsmith.unroll import Copies, RuleStepper, TorchStepper, roll
+from stepsmith.unroll import Copies, roll
 
 
 @dataclass(frozen=True)
@@ -134,7 +136,7 @@ class Contest:
             hyper_parameters=json.dumps(hyper_parameters(entry, rate)),
         )  # fmt: skip
         decides = decides_baseline(entry, schedule=repr(entry.schedule), rate=rate)
-        self._test(label, tasks, key, _by_torch(make), decides)
+        self._test(label, tasks, key, by_torch(make), decides)
         self._note(label, tasks[0], key, make, before)
         return rate
 
@@ -161,7 +163,7 @@ class Contest:
         tasks = self._one_or_one_each(tasks)
         key = learned_key(self._key(tasks[0]), label, trained)
         key = replace(key, meta_task=meta_task or key.meta_task)
-        self._test(label, tasks, key, _by_rule(trained), decides_rule(trained))
+        self._test(label, tasks, key, by_rule(trained), decides_rule(trained))
         add_meta_training(self.records, key, trained)
         deployed = functools.partial(LearnedOptimizer, rule=trained)
         self._note(label, tasks[0], key, deployed, before)
@@ -213,7 +215,7 @@ class Contest:
             )  # fmt: skip
 
             def measure() -> Records:
-                make = _by_torch(entry.at(rate, steps))
+                make = by_torch(entry.at(rate, steps))
                 losses, _ = train_epochs(task, make, [TUNING_SEED], Length(1, steps), test=False)
                 value = float(score(losses, "final").mean())
                 found = Records()
@@ -312,11 +314,3 @@ def train_epochs(
             tests.append({k: v.double().cpu().numpy() for k, v in group.test().items()})
     metrics = {name: np.stack([t[name] for t in tests], 1) for name in tests[0]} if tests else {}
     return np.concatenate(losses, 1), metrics
-
-
-def _by_torch(make: cost.MakeOptimizer) -> MakeStepper:
-    return lambda group: TorchStepper(make, group.theta, group.layout)
-
-
-def _by_rule(trained: TrainedRule) -> MakeStepper:
-    return lambda group: RuleStepper(trained.rule, trained.weights, group.theta, group.layout)

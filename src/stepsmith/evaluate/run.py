@@ -260,11 +260,13 @@ def _named_rules(rules: Mapping[str, AnyRule] | Iterable[AnyRule]) -> dict[str, 
     return named
 
 
-def _by_rule(trained: TrainedRule) -> MakeStepper:
+def by_rule(trained: TrainedRule) -> MakeStepper:
+    """What makes a rule's stepper for some copies."""
     return lambda group: RuleStepper(trained.rule, trained.weights, group.theta, group.layout)
 
 
-def _by_torch(make: cost.MakeOptimizer) -> MakeStepper:
+def by_torch(make: cost.MakeOptimizer) -> MakeStepper:
+    """What makes a `torch.optim` optimizer's stepper for some copies."""
     return lambda group: TorchStepper(make, group.theta, group.layout)
 
 
@@ -297,7 +299,7 @@ def _tested_rule(
 ) -> None:
     def measure() -> Records:
         found = Records()
-        _test(task, key, _by_rule(trained), wanted, found)
+        _test(task, key, by_rule(trained), wanted, found)
         return found
 
     decides = decides_rule(
@@ -318,7 +320,7 @@ def _tested_optimizer(
 ) -> None:
     def measure() -> Records:
         found = Records()
-        _test(task, key, _by_torch(make), wanted, found)
+        _test(task, key, by_torch(make), wanted, found)
         return found
 
     decides = decides_optimizer(make, steps=wanted.steps, seeds=wanted.seeds, protocol=key.protocol)
@@ -335,7 +337,7 @@ def _tuned_baseline(
     around = (wanted.tune_around or {}).get(entry.name)
 
     def losses(entry: Baseline, rate: float) -> np.ndarray:
-        make = _by_torch(_at_rate(entry, rate))
+        make = by_torch(_at_rate(entry, rate))
         return train(task, make, seeds, wanted.steps, wanted.copies)[0]
 
     def measure() -> Records:
@@ -347,7 +349,7 @@ def _tuned_baseline(
                 key, optimizer=entry.name, kind="baseline", tuned_for=",".join(criteria),
                 hyper_parameters=json.dumps(hyper_parameters(entry, rate)),
             )  # fmt: skip
-            _test(task, own, _by_torch(_at_rate(entry, rate)), wanted, found)
+            _test(task, own, by_torch(_at_rate(entry, rate)), wanted, found)
         return found
 
     grid = {"points": wanted.points} if around is None else {"points": NARROW, "around": around}

@@ -14,12 +14,12 @@ import numpy as np
 import torch
 
 from stepsmith.evaluate import Key, Records
-from stepsmith.evaluate.run import MakeStepper, learned_key
+from stepsmith.evaluate.run import MakeStepper, by_rule, by_torch, learned_key
 from stepsmith.recipes.deep import SUBSPACE, contest, depth, learn, place
 from stepsmith.recipes.paper_b import SL2O
 from stepsmith.recipes.study import Recipe, Study
 from stepsmith.tasks import Task
-from stepsmith.unroll import Copies, RuleStepper, Start, TorchStepper, roll
+from stepsmith.unroll import Copies, Start, roll
 
 DIRECTIONS = 3
 STEPS = 100
@@ -103,11 +103,11 @@ def principal(study: Study) -> None:
     steppers: dict[str, tuple[Key, MakeStepper]] = {
         MOMENTUM: (
             replace(key, optimizer=MOMENTUM, kind="baseline", tuned_for="final"),
-            lambda group: TorchStepper(sgd, group.theta, group.layout),
+            by_torch(sgd),
         ),
         SL2O: (
             learned_key(key, SL2O, trained),
-            lambda group: RuleStepper(trained.rule, trained.weights, group.theta, group.layout),
+            by_rule(trained),
         ),
     }
     for name, (own, make) in steppers.items():

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from stepsmith.store import fingerprint
-from stepsmith.tasks.base import Batch, Buffers, Metrics, Params, Task
+from stepsmith.tasks.base import Buffers, Params, Task
 from stepsmith.tasks.wrapped import WrappedTask
 
 
@@ -50,14 +50,3 @@ class StartedTask(WrappedTask):
                 for name, value in buffers.items()
             },
         )
-
-    def loss(
-        self,
-        params: Params,
-        buffers: Buffers,
-        batch: Batch,
-        generator: torch.Generator | None,
-        train: bool,
-    ) -> tuple[torch.Tensor, Buffers, Metrics]:
-        """The other task's."""
-        return self.task.loss(params, buffers, batch, generator, train)

@@ -7,13 +7,14 @@ from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
+from torch import Tensor
 
-from stepsmith.tasks.base import Batch, Task
+from stepsmith.tasks.base import Batch, Buffers, Metrics, Params, Task
 
 
 class WrappedTask(Task):
-    """Data, device and stacking of another task; what is optimised, and how it starts, are the
-    subclass's.
+    """Data, device and stacking of another task; what starts, and where it is changed
+    the loss too, are the subclass's.
 
     Args:
         task: the other one.
@@ -63,3 +64,14 @@ class WrappedTask(Task):
     def randomness(self, generator: torch.Generator) -> AbstractContextManager[None]:
         """As the other task."""
         return self.task.randomness(generator)
+
+    def loss(
+        self,
+        params: Params,
+        buffers: Buffers,
+        batch: Batch,
+        generator: torch.Generator | None,
+        train: bool,
+    ) -> tuple[Tensor, Buffers, Metrics]:
+        """As the other task."""
+        return self.task.loss(params, buffers, batch, generator, train)
