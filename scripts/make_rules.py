@@ -16,6 +16,7 @@ import torch
 
 from stepsmith.hub import BUNDLED
 from stepsmith.recipes import FULL, Study
+from stepsmith.recipes.paper_a.rules import learned
 
 
 def main() -> None:
@@ -32,7 +33,7 @@ def main() -> None:
     logging.basicConfig(format="%(message)s")
     study = Study("rules", FULL, chosen.cache, data_dir=chosen.data_dir, say=print)
     for name in chosen.names or BUNDLED:
-        trained = study.rule(name)
+        trained = learned(study, name)
         print(trained.save(chosen.out / f"{name}.safetensors"), trained.manifest["validation"])
 
 

@@ -1,24 +1,12 @@
 """The papers' figures and tables as programs."""
 
 from stepsmith.names import unknown
-from stepsmith.recipes import (
-    full_space,
-    general,
-    language,
-    paper_a,
-    paper_b,
-    preprocessing,
-    price,
-    principal,
-    techniques,
-)
+from stepsmith.recipes import paper_a, paper_b
 from stepsmith.recipes.study import FULL, QUICK, SCALES, Recipe, Study, core_hours, run_recipe
 
-PARTS = (
-    paper_a, price, language, general, preprocessing, techniques, paper_b, principal, full_space,
-)  # fmt: skip
-
-RECIPES: dict[str, Recipe] = {recipe.name: recipe for part in PARTS for recipe in part.RECIPES}
+RECIPES: dict[str, Recipe] = {
+    recipe.name: recipe for paper in (paper_a, paper_b) for recipe in paper.RECIPES
+}
 
 
 def recipe(name: str) -> Recipe:

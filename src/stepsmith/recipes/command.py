@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from stepsmith.recipes import RECIPES, SCALES, Study, recipe, run_recipe
-from stepsmith.recipes.rules import RULES
+from stepsmith.recipes.paper_a.rules import RULES, learned
 
 app = typer.Typer(help="Figures and tables of the papers as programs.", no_args_is_help=True)
 console = Console(highlight=False)
@@ -92,7 +92,7 @@ def rule_command(
     scale = SCALES["quick" if quick else "full"]
     with console.status("...") as status:
         study = Study("rule", scale, cache, source, data_dir, status.update)
-        trained = study.rule(name)
+        trained = learned(study, name)
     manifest = trained.manifest
     console.print(
         f"{name}: validation {manifest['validation']['score']:.4g} after "

@@ -15,12 +15,9 @@ from filelock import FileLock
 from stepsmith.evaluate import BASELINES, Baseline, Evaluation, Records, evaluate
 from stepsmith.hub import TrainedRule, load
 from stepsmith.meta import meta_train, train_curriculum
-from stepsmith.names import unknown
-from stepsmith.recipes import published
-from stepsmith.recipes.rules import RULES, MetaTraining
 from stepsmith.report import verdicts, write_results
 from stepsmith.rules import Rule
-from stepsmith.tasks import RandomlyScaled, Task, make_task
+from stepsmith.tasks import Task, make_task
 
 _log = logging.getLogger("stepsmith")
 
@@ -47,8 +44,8 @@ class Scale:
 
     Args:
         name: `full`; `hundred`, the full scale without its longer horizons; `small`, for the deep
-            networks of SL2O on two cores (`stepsmith.recipes.deep.DEPTHS`), like `hundred` for the
-            others; or `quick`.
+            networks of SL2O on two cores (`DEPTHS` of `stepsmith.recipes.paper_b.deep`), like
+            `hundred` for the others; or `quick`.
         first: the horizon of the paper's figures.
         long: a further horizon, None for none.
         longest: one more, for the MLP.
@@ -112,39 +109,6 @@ class Study:
         """Where data come from, as arguments of `load_images`."""
         return {"source": self.source or self.scale.source, "data_dir": self.data_dir}
 
-    def rule(self, name: str) -> TrainedRule:
-        """A rule of `RULES`, meta-trained once and kept in the cache.
-
-        Raises:
-            ValueError: unknown name.
-        """
-        if name not in RULES:
-            raise unknown("rule of the recipes", name, RULES)
-        plan = RULES[name]
-        tasks = [self._meta_task(plan, task) for task in plan.tasks]
-        trained: TrainedRule | None = None
-        for number, config in enumerate(plan.stages):
-            label = f"{name}-{number + 1}" if number else name
-            scaled = self._scaled(config, len(tasks))
-            trained = self.meta_train(label, tasks, trained or plan.rule, scaled)
-        assert trained is not None
-        return replace(trained, manifest={**trained.manifest, "name": name})
-
-    def _scaled(self, config: dict[str, Any], tasks: int) -> dict[str, Any]:
-        """A meta-training's configuration with this scale's share of its budget."""
-        horizons = config.get("horizons", (config.get("horizon", 100),))
-        least = sum(horizons) * config.get("copies", 4) * tasks
-        scaled = {**config, "steps": max(least, int(config["steps"] * self.scale.meta))}
-        if self.scale.name == "quick":
-            scaled["validation_copies"] = 2
-        return scaled
-
-    def _meta_task(self, plan: MetaTraining, name: str) -> Task:
-        if plan.protocol == published.PROTOCOL:
-            return published.task(self, name, affine=False)
-        task = self.task(name)
-        return RandomlyScaled(task, per=plan.scaled) if plan.scaled else task
-
     def meta_train(
         self,
         name: str,
@@ -180,6 +144,20 @@ class Study:
             learn = train_curriculum if "horizons" in config else meta_train
             resume = any(folder.rglob("run.safetensors"))
             return learn(tasks, start, out=folder, resume=resume, name=name, **config)
+
+    def scaled(self, config: dict[str, Any], tasks: int) -> dict[str, Any]:
+        """A meta-training's configuration with this scale's share of its budget.
+
+        Args:
+            config: of `meta_train` or `train_curriculum`, for the full scale.
+            tasks: how many it trains on: each has one episode at least.
+        """
+        horizons = config.get("horizons", (config.get("horizon", 100),))
+        least = sum(horizons) * config.get("copies", 4) * tasks
+        scaled = {**config, "steps": max(least, int(config["steps"] * self.scale.meta))}
+        if self.scale.name == "quick":
+            scaled["validation_copies"] = 2
+        return scaled
 
     def compare(
         self,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from stepsmith.recipes.paper_a.rules import learned
 from stepsmith.recipes.study import Recipe, Study
 
 BASELINES = ("adamw", "adam", "nag", "momentum")
@@ -23,7 +24,7 @@ def bert(study: Study) -> None:
     first = study.scale.first
     horizon = replace(first, seeds=max(2, first.seeds // 10), tuning_seeds=min(2, first.seeds))
     for name, rules in TASKS.items():
-        named = {f"learned ({rule})": study.rule(rule) for rule in rules}
+        named = {f"learned ({rule})": learned(study, rule) for rule in rules}
         study.compare(study.task(name), named, BASELINES, horizon=horizon, timing=True)
 
 

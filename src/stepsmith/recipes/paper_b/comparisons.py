@@ -14,8 +14,8 @@ from typing import Any
 from stepsmith.evaluate import Records
 from stepsmith.evaluate.epochs import Contest
 from stepsmith.hub import TrainedRule
-from stepsmith.recipes.clock import clock, speed, stability, step_seconds
-from stepsmith.recipes.deep import (
+from stepsmith.recipes.paper_b.clock import clock, speed, stability, step_seconds
+from stepsmith.recipes.paper_b.deep import (
     FRESH,
     FULL_SPACE,
     SUBSPACE,

@@ -14,9 +14,9 @@ from stepsmith.hub import TrainedRule
 from stepsmith.machine import peak_memory
 from stepsmith.meta import MetaTrainConfig
 from stepsmith.meta.trainer import Run
-from stepsmith.recipes.clock import clock, speed
-from stepsmith.recipes.deep import FULL_SPACE, SUBSPACE, contest, depth, learn, place
-from stepsmith.recipes.paper_b import SL2O, basis_seconds
+from stepsmith.recipes.paper_b.clock import clock, speed
+from stepsmith.recipes.paper_b.comparisons import SL2O, basis_seconds
+from stepsmith.recipes.paper_b.deep import FULL_SPACE, SUBSPACE, contest, depth, learn, place
 from stepsmith.recipes.study import Recipe, Study
 from stepsmith.rules import Rule, make_rule, rnnprop
 from stepsmith.tasks import Task

@@ -8,7 +8,8 @@ from functools import partial
 
 from stepsmith.evaluate import BASELINES
 from stepsmith.hub import TrainedRule
-from stepsmith.recipes import published
+from stepsmith.recipes.paper_a import published
+from stepsmith.recipes.paper_a.rules import learned
 from stepsmith.recipes.study import Recipe, Study
 
 LONG = ("nag", "adam", "adamw", "momentum")
@@ -29,13 +30,13 @@ def corrected(
     Args:
         study: gets the records.
         task_name: of the task.
-        rules: names of rules of `stepsmith.recipes.rules`.
+        rules: names of rules of `stepsmith.recipes.paper_a.rules`.
         longest: measure the longest horizon too.
         runs, tuning: factors on the runs (half of it at the longer horizons) and on the tuning
             runs, for tasks so cheap and so varied.
     """
     task = study.task(task_name)
-    named = {f"learned ({name})": study.rule(name) for name in rules}
+    named = {f"learned ({name})": learned(study, name) for name in rules}
     first = study.compare(
         task, named, BASELINES, horizon=study.scale.first.times(runs, tuning), timing=True
     )
@@ -59,22 +60,22 @@ def halved(trained: TrainedRule) -> TrainedRule:
 
 def quadratic(study: Study) -> None:
     """Figure 1."""
-    published.compare(study, "quadratic", {"LSTM": study.rule("published-quadratic")})
+    published.compare(study, "quadratic", {"LSTM": learned(study, "published-quadratic")})
     runs, tuning = (1, 1) if study.scale.name == "quick" else (6, 15)
     corrected(study, "quadratic", ["quadratic"], runs=runs, tuning=tuning)
 
 
 def mlp(study: Study) -> None:
     """Figure 2."""
-    published.compare(study, "mlp-mnist", {"LSTM": study.rule("published-mlp-mnist")})
+    published.compare(study, "mlp-mnist", {"LSTM": learned(study, "published-mlp-mnist")})
     corrected(study, "mlp-mnist", ["mlp-mnist"], longest=True)
 
 
 def convnet(study: Study) -> None:
     """Figure 3; the published curve of the MLP's rule shows the MLP."""
     published.compare(
-        study, "convnet-mnist", {"LSTM": study.rule("published-convnet-mnist")},
-        others={"LSTM (MLP), on the MLP": (study.rule("published-mlp-mnist"), "mlp-mnist")},
+        study, "convnet-mnist", {"LSTM": learned(study, "published-convnet-mnist")},
+        others={"LSTM (MLP), on the MLP": (learned(study, "published-mlp-mnist"), "mlp-mnist")},
     )  # fmt: skip
     corrected(study, "convnet-mnist", ["convnet-mnist", "mlp-mnist"])
 
@@ -84,8 +85,8 @@ def convnet_to_mlp(study: Study) -> None:
     published.compare(
         study, "mlp-mnist",
         {
-            "LSTM": study.rule("published-mlp-mnist"),
-            "LSTM (ConvNet)": study.rule("published-convnet-mnist"),
+            "LSTM": learned(study, "published-mlp-mnist"),
+            "LSTM (ConvNet)": learned(study, "published-convnet-mnist"),
         },
     )  # fmt: skip
     corrected(study, "mlp-mnist", ["mlp-mnist", "convnet-mnist"])
@@ -93,7 +94,7 @@ def convnet_to_mlp(study: Study) -> None:
 
 def variant(study: Study, name: str) -> None:
     """Figures 5 and 6; the published transfers ran at half the multiplier."""
-    trained = study.rule("published-convnet-mnist")
+    trained = learned(study, "published-convnet-mnist")
     published.compare(study, name, {"LSTM (ConvNet), halved": halved(trained)})
     corrected(study, name, ["convnet-mnist"])
 
@@ -102,7 +103,7 @@ def data(study: Study, name: str, own: str, other: str) -> None:
     """Figures 7 and 8."""
     rules = {"LSTM": own, "LSTM (transferred)": other}
     published.compare(
-        study, name, {label: study.rule(f"published-{rule}") for label, rule in rules.items()}
+        study, name, {label: learned(study, f"published-{rule}") for label, rule in rules.items()}
     )
     corrected(study, name, [own, other])
 

@@ -7,10 +7,11 @@ import pytest
 import torch
 
 from stepsmith.evaluate import Key, Records
-from stepsmith.recipes import QUICK, Study, deep
-from stepsmith.recipes.clock import clock, speed, stability
-from stepsmith.recipes.paper_b import label_task
-from stepsmith.recipes.principal import statements, updates
+from stepsmith.recipes import QUICK, Study
+from stepsmith.recipes.paper_b import deep
+from stepsmith.recipes.paper_b.clock import clock, speed, stability
+from stepsmith.recipes.paper_b.comparisons import label_task
+from stepsmith.recipes.paper_b.principal import statements, updates
 from stepsmith.tasks import SubspaceTask
 from stepsmith.unroll import Copies, TorchStepper
 

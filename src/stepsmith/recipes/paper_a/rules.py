@@ -1,11 +1,16 @@
-"""The meta-trainings behind the recipes, by name."""
+"""The meta-trainings behind paper A's recipes, by name."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
+from stepsmith.hub import TrainedRule
+from stepsmith.names import unknown
+from stepsmith.recipes.paper_a import published
+from stepsmith.recipes.study import Study
 from stepsmith.rules import Rule, l2o_dm, make_rule
+from stepsmith.tasks import RandomlyScaled, Task
 
 Protocol = Literal["corrected", "as-published"]
 
@@ -36,7 +41,7 @@ class MetaTraining:
         return [self.config, *(self.config | change for change in self.further)]
 
 
-def published(name: str, rule: Rule, lr: float, validation_copies: int) -> MetaTraining:
+def as_published(name: str, rule: Rule, lr: float, validation_copies: int) -> MetaTraining:
     """20 epochs of 20 episodes of 100 steps in windows of 20, every coordinate, plain Adam.
 
     The losses of a window are those before its steps; after each epoch the rule is validated by
@@ -112,13 +117,13 @@ MANY = (
 """The dozen small architectures of the general rule."""
 
 RULES: dict[str, MetaTraining] = {
-    "published-quadratic": published("quadratic", _lstm("raw", 1.0), 0.003, 100),
-    "published-mlp-mnist": published("mlp-mnist", _lstm(), 0.01, 20),
-    "published-convnet-mnist": published("convnet-mnist", _lstm(), 0.01, 5),
-    "published-convnet-fashion_mnist": published("convnet-fashion_mnist", _lstm(), 0.01, 5),
-    "published-quadratic-log_sign": published("quadratic", _lstm("log_sign", 1.0), 0.003, 100),
-    "published-mlp-mnist-raw": published("mlp-mnist", _lstm("raw"), 0.01, 20),
-    "published-convnet-mnist-raw": published("convnet-mnist", _lstm("raw"), 0.01, 5),
+    "published-quadratic": as_published("quadratic", _lstm("raw", 1.0), 0.003, 100),
+    "published-mlp-mnist": as_published("mlp-mnist", _lstm(), 0.01, 20),
+    "published-convnet-mnist": as_published("convnet-mnist", _lstm(), 0.01, 5),
+    "published-convnet-fashion_mnist": as_published("convnet-fashion_mnist", _lstm(), 0.01, 5),
+    "published-quadratic-log_sign": as_published("quadratic", _lstm("log_sign", 1.0), 0.003, 100),
+    "published-mlp-mnist-raw": as_published("mlp-mnist", _lstm("raw"), 0.01, 20),
+    "published-convnet-mnist-raw": as_published("convnet-mnist", _lstm("raw"), 0.01, 5),
     "quadratic": MetaTraining(
         ("quadratic",),
         _quadratic(),
@@ -142,7 +147,7 @@ RULES: dict[str, MetaTraining] = {
             {"steps": 600_000, "horizon": 1000, "samples": 400_000, "lr": 0.005},
         ),
     ),
-    "general": MetaTraining(MANY, _relative(), {**_OWN, "steps": 600_000, "validation_copies": 4}),
+    "general": MetaTraining(MANY, _relative(), {**_OWN, "steps": 240_000, "validation_copies": 4}),
     "bert-e2e": _own("bert-e2e", 30_000, validation_copies=4),
     "bert-lora-e2e": _own("bert-lora-e2e", 15_000, validation_copies=4),
     "convnet-fashion_mnist": _own("convnet-fashion_mnist", 100_000, samples=None, validations=20),
@@ -152,3 +157,29 @@ RULES: dict[str, MetaTraining] = {
         for seed in TECHNIQUE_SEEDS
     },
 }  # fmt: skip
+
+
+def learned(study: Study, name: str) -> TrainedRule:
+    """A rule of `RULES`, meta-trained once and kept in the study's cache.
+
+    Raises:
+        ValueError: unknown name.
+    """
+    if name not in RULES:
+        raise unknown("rule of the recipes", name, RULES)
+    plan = RULES[name]
+    tasks = [_task(study, plan, task) for task in plan.tasks]
+    trained: TrainedRule | None = None
+    for number, config in enumerate(plan.stages):
+        label = f"{name}-{number + 1}" if number else name
+        scaled = study.scaled(config, len(tasks))
+        trained = study.meta_train(label, tasks, trained or plan.rule, scaled)
+    assert trained is not None
+    return replace(trained, manifest={**trained.manifest, "name": name})
+
+
+def _task(study: Study, plan: MetaTraining, name: str) -> Task:
+    if plan.protocol == published.PROTOCOL:
+        return published.task(study, name, affine=False)
+    task = study.task(name)
+    return RandomlyScaled(task, per=plan.scaled) if plan.scaled else task

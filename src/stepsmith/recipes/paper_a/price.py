@@ -22,6 +22,7 @@ from stepsmith.hub import TrainedRule
 from stepsmith.meta import MetaTrainConfig
 from stepsmith.meta.trainer import Run
 from stepsmith.optim import LearnedOptimizer
+from stepsmith.recipes.paper_a.rules import learned
 from stepsmith.recipes.study import Recipe, Study
 from stepsmith.report.break_even import break_even
 from stepsmith.tasks import Task
@@ -155,11 +156,11 @@ def trainings(
 
 def price(study: Study) -> None:
     """Costs of all pairs, the model, its test, and what follows from it."""
-    rules = {f"learned ({name})": study.rule(name) for name in RULES}
+    rules = {f"learned ({name})": learned(study, name) for name in RULES}
     for name in TASKS:
         study.compare(study.task(name), rules, BASELINES, timing=True)
     study.findings["pairs"] = break_even(summarise(study.records), study.records)
-    trained = study.rule("mlp-mnist")
+    trained = learned(study, "mlp-mnist")
     study.say("timing the optimizees of the cost model")
     measured = [measure(study, net, batch, trained) for net in FITTED for batch in BATCHES]
     model = CostModel.fit(measured)

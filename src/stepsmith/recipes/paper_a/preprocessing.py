@@ -9,7 +9,8 @@ import numpy as np
 
 from stepsmith.evaluate import BASELINES, Records
 from stepsmith.evaluate.statistics import interval, resamples
-from stepsmith.recipes import published
+from stepsmith.recipes.paper_a import published
+from stepsmith.recipes.paper_a.rules import learned
 from stepsmith.recipes.study import Recipe, Study
 from stepsmith.tasks.noisy import with_noisy_batches
 
@@ -27,7 +28,7 @@ AFTER = 5
 def preprocessing(study: Study) -> None:
     """Both LSTMs on the paper's data beside its baselines, and on ours beside tuned ones."""
     for name, (pairs, raw) in PAIRS.items():
-        rules = {"LSTM, log/sign": study.rule(pairs), "LSTM, raw": study.rule(raw)}
+        rules = {"LSTM, log/sign": learned(study, pairs), "LSTM, raw": learned(study, raw)}
         published.compare(study, name, rules)
         study.compare(study.task(name), rules, BASELINES)
 
@@ -37,8 +38,9 @@ def spikes(study: Study, every: int = 20) -> None:
     every = min(every, study.scale.first.steps // 2)
     for name in ("mlp-mnist", "convnet-mnist"):
         rules = {
-            "learned": study.rule(name), "LSTM as published": study.rule(f"published-{name}"),
-        }  # fmt: skip
+            "learned": learned(study, name),
+            "LSTM as published": learned(study, f"published-{name}"),
+        }
         clean, noisy = study.task(name), with_noisy_batches(study.task(name), every)
         around = study.compare(clean, rules, BASELINES).tuned
         study.compare(

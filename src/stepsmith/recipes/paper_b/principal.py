@@ -15,8 +15,8 @@ import torch
 
 from stepsmith.evaluate import Key, Records
 from stepsmith.evaluate.run import MakeStepper, by_rule, by_torch, learned_key
-from stepsmith.recipes.deep import SUBSPACE, contest, depth, learn, place
-from stepsmith.recipes.paper_b import SL2O
+from stepsmith.recipes.paper_b.comparisons import SL2O
+from stepsmith.recipes.paper_b.deep import SUBSPACE, contest, depth, learn, place
 from stepsmith.recipes.study import Recipe, Study
 from stepsmith.tasks import Task
 from stepsmith.unroll import Copies, Start, roll

@@ -9,8 +9,8 @@ import numpy as np
 
 from stepsmith.evaluate import BASELINES, Records
 from stepsmith.evaluate.statistics import score
-from stepsmith.recipes.paper_a import LONG
-from stepsmith.recipes.rules import TECHNIQUE_SEEDS, TECHNIQUES, technique
+from stepsmith.recipes.paper_a.figures import LONG
+from stepsmith.recipes.paper_a.rules import TECHNIQUE_SEEDS, TECHNIQUES, learned, technique
 from stepsmith.recipes.study import Recipe, Study
 
 PLAIN = "plain"
@@ -19,7 +19,7 @@ PLAIN = "plain"
 def techniques(study: Study) -> None:
     """Each technique's rules on the MLP, at ten times its horizon, and on a network none saw."""
     rules = {
-        f"{name}, seed {seed}": study.rule(technique(name, seed))
+        f"{name}, seed {seed}": learned(study, technique(name, seed))
         for name in TECHNIQUES
         for seed in TECHNIQUE_SEEDS
     }

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from stepsmith.evaluate import BASELINES
-from stepsmith.recipes.rules import MANY
+from stepsmith.recipes.paper_a.rules import MANY, learned
 from stepsmith.recipes.study import Recipe, Study
 
 UNSEEN = (
@@ -28,14 +28,14 @@ def general(study: Study) -> None:
     assert not set(UNSEEN) & set(MANY)
     first = study.scale.first
     horizon = replace(first, seeds=max(2, first.seeds // 3), tuning_seeds=min(2, first.seeds))
-    rules = {f"learned ({name})": study.rule(name) for name in ("general", "mlp-mnist")}
+    rules = {f"learned ({name})": learned(study, name) for name in ("general", "mlp-mnist")}
     for name in UNSEEN:
         study.compare(study.task(name), rules, BASELINES, horizon=horizon)
 
 
 def matrix(study: Study) -> None:
     """Rules in rows, tasks in columns."""
-    rules = {f"learned ({name})": study.rule(name) for name in ROWS}
+    rules = {f"learned ({name})": learned(study, name) for name in ROWS}
     for name in COLUMNS:
         study.compare(study.task(name), rules, BASELINES)
 
