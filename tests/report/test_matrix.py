@@ -71,6 +71,15 @@ def test_a_heat_map_for_each_protocol_and_horizon_with_several_tasks():
     assert matrix_figures(baselines) == {}
 
 
+def test_the_title_says_what_the_baselines_were_tuned_for():
+    metrics = ("mean_train_loss", "final_train_loss")
+    rows = [row(task=task, metric=m, **more) for task in ("one", "two") for m in metrics
+            for more in ({}, {"kind": "baseline", "tuned_for": "final"})]  # fmt: skip
+    texts = {name: svg(figure) for name, figure in matrix_figures(rows).items()}
+    assert "that of the best baseline (tuned for final loss)" in texts["transfer-mean-100"]
+    assert "that of the best tuned baseline" in texts["transfer-final-100"]
+
+
 def test_pairs_that_were_not_run_stay_empty():
     rows = [row("a", "one"), row("a", "two"), row("b", "two")]
     (figure,) = heat_maps(rows).values()

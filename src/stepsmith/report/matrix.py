@@ -16,6 +16,7 @@ from matplotlib.patches import Rectangle
 
 from stepsmith.evaluate.transfer import transfer_matrix
 from stepsmith.report.style import STYLE, short, wrapped
+from stepsmith.report.verdict import tuning_text
 
 LIMIT = 1.5
 """Ratios from 1 / LIMIT to LIMIT have colours of their own, the same in every figure."""
@@ -41,16 +42,28 @@ def heat_maps(
         interval and the share of diverged runs where there are any; its colour is the logarithm of
         the ratio; a rule's own tasks are outlined.
     """
+    rows = list(rows)
     groups: dict[tuple[str, int], list[dict[str, Any]]] = {}
     for cell in transfer_matrix(rows, metric):
         if cell["ratio"] is not None:
             groups.setdefault((cell["protocol"], cell["horizon"]), []).append(cell)
     return {
-        group: _heat_map(cells, f"{_TITLES[metric]} over the best tuned baseline's, {group[1]:,} "
-                                f"steps{'' if group[0] == 'corrected' else f', {group[0]}'}")
+        group: _heat_map(cells, _title(rows, metric, *group))
         for group, cells in groups.items()
         if len({cell["task"] for cell in cells}) > 1
-    }  # fmt: skip
+    }
+
+
+def _title(rows: list[dict[str, Any]], metric: str, protocol: str, horizon: int) -> str:
+    baselines = [
+        row
+        for row in rows
+        if (row["metric"], row["kind"]) == (metric, "baseline")
+        and (row["protocol"], row["horizon"]) == (protocol, horizon)
+    ]
+    against = tuning_text(protocol, baselines, metric.partition("_")[0])
+    whose = "" if protocol == "corrected" else f", {protocol}"
+    return f"{_TITLES[metric]} over that of the {against}, {horizon:,} steps{whose}"
 
 
 def matrix_figures(rows: list[dict[str, Any]]) -> dict[str, Figure]:

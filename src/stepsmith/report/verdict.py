@@ -19,7 +19,7 @@ def verdicts(rows: list[dict[str, Any]]) -> list[str]:
             against = [other for other in rows if other["metric"] == _MEAN
                        and _about(other)[:3] == _about(row)[:3]
                        and other["optimizer"] == row["against"]]  # fmt: skip
-            sentences.append(_verdict(row, final, _tuning(row["protocol"], against)))
+            sentences.append(_verdict(row, final, tuning_text(row["protocol"], against)))
     return sentences
 
 
@@ -27,12 +27,19 @@ def _about(row: dict[str, Any]) -> tuple[Any, ...]:
     return row["protocol"], row["task"], row["horizon"], row["optimizer"]
 
 
-def _tuning(protocol: str, against: list[dict[str, Any]]) -> str:
-    """What is said of the baseline's rate: whether it was tuned, and for what."""
+def tuning_text(protocol: str, baselines: list[dict[str, Any]], criterion: str = "mean") -> str:
+    """How the best of these baselines' rows is to be called: whether its rate was tuned for the
+    criterion, `mean` or `final`, or for another.
+
+    >>> tuning_text("corrected", [{"tuned_for": "final"}])
+    'best baseline (tuned for final loss)'
+    """
     if protocol != "corrected":
         return "best baseline"
-    tuned_for = against[0].get("tuned_for", "mean") if against else "mean"
-    return "best tuned baseline" if "mean" in tuned_for else "best baseline (tuned for final loss)"
+    tuned_for = [row.get("tuned_for", criterion) for row in baselines] or [criterion]
+    if any(criterion in purposes for purposes in tuned_for):
+        return "best tuned baseline"
+    return f"best baseline (tuned for {tuned_for[0]} loss)"
 
 
 def _verdict(mean: dict[str, Any], final: dict[str, Any], best: str) -> str:

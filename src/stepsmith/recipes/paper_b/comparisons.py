@@ -179,16 +179,19 @@ def accuracies(records: Records) -> list[dict[str, Any]]:
 
 def versus_dm(study: Study) -> None:
     """Section 2.7: one LSTM on raw gradients, as published and with the best of some scales."""
-    here = place(study, "resnet20")
-    rules = {SL2O: learn(study, "sl2o-resnet20", here.sub)}
-    found = {scale: learn(study, f"l2o-dm-{scale:g}", here.sub, _dm(scale))
-             for scale in SCALES_OF_DM}  # fmt: skip
+    net = depth(study).network
+    here = place(study, net)
+    found = {
+        scale: learn(study, f"l2o-dm-{net}-{scale:g}", here.sub, _dm(scale))
+        for scale in SCALES_OF_DM
+    }
     best = min(found, key=lambda scale: found[scale].manifest["validation"]["score"])
-    rules["L2O-DM as published"] = found[SCALES_OF_DM[0]]
+    rules = {
+        SL2O: learn(study, f"sl2o-{net}", here.sub), "L2O-DM as published": found[SCALES_OF_DM[0]],
+    }  # fmt: skip
     if best != SCALES_OF_DM[0]:
         rules[f"L2O-DM, outputs x {best:g}"] = found[best]
-    against_subspace(study, "resnet20", here, rules)
-    study.findings["accuracy"] = accuracies(study.records)
+    _choices(study, here, rules)
     study.findings["validations"] = {
         f"{scale:g}": trained.manifest["validation"]["score"] for scale, trained in found.items()
     }
@@ -200,30 +203,36 @@ def _dm(scale: float) -> Rule:
 
 def unrolls(study: Study) -> None:
     """Section 2.8, figure 6 left: windows of 5 to 20 steps at equal budgets."""
-    here = place(study, "resnet20")
+    amounts = depth(study)
+    here = place(study, amounts.network)
     known = UNROLLS if study.scale.name != "quick" else (2, 3)
-    episode = 60 * (depth(study).episode // 60) or depth(study).episode  # 5 to 20 all divide it
+    episode = 60 * (amounts.episode // 60) or amounts.episode  # 5 to 20 all divide it
     rules = {
         f"{SL2O}, windows of {steps}": learn(
-            study, f"sl2o-resnet20-T{steps}", here.sub, unroll=steps, episode=episode
+            study, f"sl2o-{amounts.network}-T{steps}", here.sub, unroll=steps, episode=episode
         )
         for steps in known
     }
-    against_subspace(study, "resnet20", here, rules)
-    study.findings["accuracy"] = accuracies(study.records)
+    _choices(study, here, rules)
 
 
 def episodes(study: Study) -> None:
     """Section 2.8, figure 6 right and table 4: episodes of 200 to 2,000 steps, equal budgets."""
-    here = place(study, "resnet20")
+    amounts = depth(study)
+    here = place(study, amounts.network)
     known = EPISODES if study.scale.name != "quick" else (3, 6)
     rules = {
         f"{SL2O}, episodes of {steps:,}": learn(
-            study, f"sl2o-resnet20-N{steps}", here.sub, episode=steps
+            study, f"sl2o-{amounts.network}-N{steps}", here.sub, episode=steps
         )
         for steps in known
     }
-    against_subspace(study, "resnet20", here, rules)
+    _choices(study, here, rules)
+
+
+def _choices(study: Study, here: Place, rules: Mapping[str, TrainedRule]) -> None:
+    """Rules for one subspace beside its baselines, and all their accuracies."""
+    against_subspace(study, depth(study).network, here, rules)
     study.findings["accuracy"] = accuracies(study.records)
 
 

@@ -68,6 +68,7 @@ class Depth:
     """How much is measured of a deep network.
 
     Args:
+        network: on which choices behind the rule are compared.
         data: image set, with the variants every task has.
         others: further sets, for transfers of data.
         sources: sets that rules are meta-trained on for these transfers, and not tested on.
@@ -85,6 +86,7 @@ class Depth:
         timing_rounds: of each optimizer's step.
     """
 
+    network: str
     data: str
     others: tuple[str, ...]
     sources: tuple[str, ...]
@@ -106,21 +108,22 @@ class Depth:
 _TRAIN = "@crop@flip@standardised"
 DEPTHS: dict[str, Depth] = {
     "full": Depth(
-        f"cifar10{_TRAIN}", (f"cifar100{_TRAIN}",), (f"imagenet32@50000{_TRAIN}",), batch=128,
-        basis_epochs=60, basis_drop=50 / 60, snapshots=1, directions=40, unroll=10, episode=1000,
-        episodes=20, epochs=100, seeds=3, rungs=RUNGS, copies=1, timing_rounds=15,
+        "resnet20", f"cifar10{_TRAIN}", (f"cifar100{_TRAIN}",), (f"imagenet32@50000{_TRAIN}",),
+        batch=128, basis_epochs=60, basis_drop=50 / 60, snapshots=1, directions=40, unroll=10,
+        episode=1000, episodes=20, epochs=100, seeds=3, rungs=RUNGS, copies=1, timing_rounds=15,
     ),
     "small": Depth(
-        f"cifar10@10000{_TRAIN}",
+        "resnet8", f"cifar10@10000{_TRAIN}",
         (
             f"cifar10@classes0-4@10000{_TRAIN}", f"cifar10@classes5-9@10000{_TRAIN}",
             "fashion_mnist@rgb32@10000@crop@flip@standardised",
         ),
-        (), batch=32, basis_epochs=15, basis_drop=0.8, snapshots=4, directions=40, unroll=10,
-        episode=500, episodes=16, epochs=6, seeds=3, rungs=RUNGS, copies=3, timing_rounds=9,
+        (), batch=32, basis_epochs=12, basis_drop=0.8, snapshots=5, directions=40, unroll=10,
+        episode=500, episodes=16, epochs=3, seeds=3, rungs=(Rung(0.25, 5), Rung(1.0, 2)), copies=3,
+        timing_rounds=9,
     ),
     "quick": Depth(
-        "fashion_mnist@classes0-1@rgb32@64@crop@flip@standardised",
+        "resnet8", "fashion_mnist@classes0-1@rgb32@64@crop@flip@standardised",
         ("mnist@classes0-1@rgb32@64@standardised",), ("nowhere@rgb32@64",),
         batch=8, basis_epochs=2, basis_drop=0.5, snapshots=3, directions=4, unroll=3, episode=6,
         episodes=2, epochs=2, seeds=2, rungs=(Rung(0.5, 3), Rung(1.0, 1)), copies=2,

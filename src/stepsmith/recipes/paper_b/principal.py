@@ -88,15 +88,16 @@ def statements(updates_STK: np.ndarray) -> list[dict[str, Any]]:
 
 def principal(study: Study) -> None:
     """Momentum at its tuned rate without its schedule's drops, and SL2O, from the same start."""
-    here = place(study, "resnet20")
-    trained = learn(study, "sl2o-resnet20", here.sub)
-    held = contest(study, "resnet20", here.task)
+    net = depth(study).network
+    here = place(study, net)
+    trained = learn(study, f"sl2o-{net}", here.sub)
+    held = contest(study, net, here.task)
     rate = held.baseline(MOMENTUM, here.sub, SUBSPACE[MOMENTUM])
     quick = study.scale.name == "quick"
     steps, seeds = (8, range(2)) if quick else (STEPS, range(SEEDS))
     key = Key(
         recipe=study.recipe, scale=study.scale.name, protocol="as-published",
-        task=f"resnet20, {DIRECTIONS} of {depth(study).directions} directions",
+        task=f"{net}, {DIRECTIONS} of {depth(study).directions} directions",
         network=here.task.network_name, data=here.task.data_name, horizon=steps,
     )  # fmt: skip
     sgd = partial(torch.optim.SGD, lr=rate, momentum=0.9)
