@@ -79,7 +79,7 @@ def _own(task: str, steps: int, **changes: Any) -> MetaTraining:
 
 def _technique(*more: str, scaled: str = "", **changes: Any) -> MetaTraining:
     """One of `TECHNIQUES`: the MLP at a modest budget, one thing changed."""
-    config = {**_OWN, "steps": 60_000, **changes}
+    config = {**_OWN, "steps": 30_000, **changes}
     if "horizons" in config:
         del config["horizon"]
     return MetaTraining(("mlp-mnist", *more), _relative(), config, scaled=scaled)
