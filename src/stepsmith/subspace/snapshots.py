@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
 
-from torch import nn
+from torch import Tensor, nn
 
 from stepsmith import store
 from stepsmith.subspace.basis import buffers_of
@@ -72,12 +73,7 @@ class Snapshots:
             CheckpointError: the disk refuses.
         """
         params, buffers = trainable(self._model), buffers_of(self._model)
-        path = self.folder / f"snapshot-{self._number:06d}.safetensors"
-        manifest = {
-            "kind": "snapshot", "version": __version__, "number": self._number,
-            "parameters": list(params), "buffers": list(buffers),
-        }  # fmt: skip
-        store.write(path, {**params, **buffers}, manifest)
+        path = write_snapshot(self.folder, self._number, params, buffers)
         self._number += 1
         return path
 
@@ -100,6 +96,24 @@ class Snapshots:
             raise ValueError(f"Snapshots: {folder} is a file; pass the folder of the snapshots")
         found = (path for path in folder.glob("snapshot-*") if _NAME.fullmatch(path.name))
         return sorted(found, key=_number)
+
+
+def write_snapshot(
+    folder: Path, number: int, params: Mapping[str, Tensor], buffers: Mapping[str, Tensor]
+) -> Path:
+    """One file of a trajectory: `snapshot-NUMBER.safetensors`, which says which of its tensors are
+    parameters.
+
+    Raises:
+        CheckpointError: the disk refuses.
+    """
+    path = folder / f"snapshot-{number:06d}.safetensors"
+    manifest = {
+        "kind": "snapshot", "version": __version__, "number": number,
+        "parameters": list(params), "buffers": list(buffers),
+    }  # fmt: skip
+    store.write(path, {**params, **buffers}, manifest)
+    return path
 
 
 def _number(path: Path) -> int:

@@ -28,10 +28,10 @@ from stepsmith.hub import TrainedRule
 from stepsmith.recipes.study import Study
 from stepsmith.rules import Rule, rnnprop
 from stepsmith.subspace import Snapshots, Subspace, from_trajectory
+from stepsmith.subspace.snapshots import write_snapshot
 from stepsmith.tasks import SubspaceTask, Task
 from stepsmith.tasks.started import StartedTask
 from stepsmith.unroll import Copies, TorchStepper, roll
-from stepsmith.version import __version__
 
 SAVED = 0
 """Seed of the saved start from which, as published, everything begins."""
@@ -262,13 +262,8 @@ def _make_basis(task: Task, seed: int, amounts: Depth, folder: Path, path: Path)
 
 
 def _snapshot(folder: Path, copies: Copies, number: int) -> None:
-    params = copies.layout.views(copies.theta[0])
     buffers = {name: value[0] for name, value in copies.buffers.items()}
-    manifest = {
-        "kind": "snapshot", "version": __version__, "number": number,
-        "parameters": list(params), "buffers": list(buffers),
-    }  # fmt: skip
-    store.write(folder / f"snapshot-{number:06d}.safetensors", {**params, **buffers}, manifest)
+    write_snapshot(folder, number, copies.layout.views(copies.theta[0]), buffers)
 
 
 def sl2o_rule() -> Rule:
