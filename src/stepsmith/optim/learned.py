@@ -16,6 +16,7 @@ from torch import Tensor
 from stepsmith import kernels
 from stepsmith.hub import TrainedRule, as_trained
 from stepsmith.optim.buckets import Bucket, Member
+from stepsmith.optim.loading import seen_after_hooks
 from stepsmith.rules.base import Rule, State, require_choice, statistics_dtype
 from stepsmith.rules.units import norms
 
@@ -128,18 +129,8 @@ class LearnedOptimizer(torch.optim.Optimizer):
         Raises:
             ValueError: the state of another rule or of other parameters; nothing has changed.
         """
-        seen: list[dict[str, Any]] = []
-
-        def remember(optimizer: torch.optim.Optimizer, loading: dict[str, Any]) -> None:
-            self._require_fit(loading)
-            seen.append(loading)
-
-        # Registered last, it sees what the user's own hooks have made of the dictionary.
-        handle = self.register_load_state_dict_pre_hook(remember)
-        try:
+        with seen_after_hooks(self, self._require_fit) as seen:
             super().load_state_dict(state_dict)
-        finally:
-            handle.remove()
         (loaded,) = seen
         for group in self.param_groups:  # states saved before groups told their rule
             group.setdefault("rule", self._mark)

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from stepsmith.optim.loading import seen_after_hooks
 from stepsmith.rules.base import require_choice
 from stepsmith.subspace import Subspace, products
 from stepsmith.subspace.layout import NamedParams, members
@@ -220,19 +221,8 @@ class SubspaceOptimizer(torch.optim.Optimizer):
             ValueError: the state of another optimizer, of another number of coefficients, or of
                 other parameters.
         """
-        seen: list[dict[str, Any]] = []
-
-        def remember(optimizer: torch.optim.Optimizer, loading: dict[str, Any]) -> None:
-            self._require_state(loading)
-            self.inner.load_state_dict(loading["inner"])
-            seen.append(loading)
-
-        # Registered last, it sees what the user's own hooks have made of the dictionary.
-        handle = self.register_load_state_dict_pre_hook(remember)
-        try:
+        with seen_after_hooks(self, self._load_inner) as seen:
             super().load_state_dict(state_dict)
-        finally:
-            handle.remove()
         (loaded,) = seen
         with torch.no_grad():
             self.coefficients.copy_(loaded["coefficients"])
@@ -241,6 +231,10 @@ class SubspaceOptimizer(torch.optim.Optimizer):
             else:
                 self._origin = None
             self._place()
+
+    def _load_inner(self, loading: dict[str, Any]) -> None:
+        self._require_state(loading)
+        self.inner.load_state_dict(loading["inner"])
 
     def _require_state(self, loading: dict[str, Any]) -> None:
         missing = [key for key in _OWN if key not in loading and key != "origin"]
