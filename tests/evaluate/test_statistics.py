@@ -36,7 +36,8 @@ def made(**runs: np.ndarray) -> Records:
             task="toy", optimizer=name, horizon=STEPS, kind="learned" if learned else "baseline",
             tuned_for="" if learned else "mean,final", hyper_parameters=json.dumps({"lr": 0.1}),
         )  # fmt: skip
-        records.add(key, "train_loss", losses, seeds=range(len(losses)), steps=STEP, split="train")
+        steps = range(losses.shape[1])
+        records.add(key, "train_loss", losses, seeds=range(len(losses)), steps=steps, split="train")
     return records
 
 
@@ -102,6 +103,29 @@ def test_smoothing_is_a_trailing_mean():
     values = np.random.default_rng(0).random(30)
     want = [values[max(0, i - 9) : i + 1].mean() for i in range(30)]
     np.testing.assert_allclose(smoothed(values), want)
+
+
+def test_noise_does_not_meet_a_target_that_the_curve_stays_above():
+    noise_ST = np.random.default_rng(0).normal(0, 0.1, (20, 1000))
+    assert np.isinf(first_reach(1.05 + noise_ST, 1.0)).all()
+
+
+def test_the_steps_to_a_baseline_lie_within_their_interval():
+    generator = np.random.default_rng(1)
+    base_T = 0.2 + 2.0 / (1 + np.arange(1000) / 20)
+    runs = {name: factor * base_T + generator.normal(0, 0.1, (16, 1000))
+            for name, factor in (("learned", 0.97), ("nag", 1.0))}  # fmt: skip
+    for name in runs:
+        found = row(made(**runs), name, "steps_to_baseline")
+        assert found["low"] <= found["mean"] <= found["high"], name
+
+
+def test_few_seeds_have_the_range_of_single_ones():
+    learned, nag = curve(0.3)[:3], curve(0.1)[:3]
+    found = row(made(learned=learned, nag=nag), "learned", "mean_train_loss")
+    assert (found["low"], found["high"]) == (learned.mean(1).min(), learned.mean(1).max())
+    ratios_S = learned.mean(1) / nag.mean(1)
+    assert (found["ratio_low"], found["ratio_high"]) == (ratios_S.min(), ratios_S.max())
 
 
 def test_steps_until_the_smoothed_curve_first_meets_the_target():

@@ -18,8 +18,9 @@ RESAMPLES = 10_000
 PENALTY = 10.0
 """A run that diverged counts as this many times its initial loss."""
 SMOOTHING = 10
-"""Steps a loss curve is smoothed over before it is held against a target; no more than the last
-tenth of the horizon, so that the curve whose last tenth is the target meets it."""
+"""Steps a loss curve is smoothed over where it is drawn; no more than a tenth of the horizon."""
+FEW = 8
+"""Fewer seeds than these are not resampled: their intervals are the range of single seeds."""
 
 METRICS = (
     "mean_train_loss", "final_train_loss", "test_loss", "test_accuracy", "steps_to_baseline",
@@ -35,8 +36,8 @@ class Row:
 
     `ratio` is the mean over seeds of this optimizer over that of `against`, the best tuned baseline
     on the same task, horizon and metric; for accuracies the difference in points; both with a 95 %
-    interval from a paired bootstrap over seeds. `low` and `high` bound the mean likewise. None is a
-    target never reached. `median` of steps and seconds is that of the median curve.
+    interval from a paired bootstrap over seeds, of fewer than `FEW` seeds with the range of single
+    seeds. `low` and `high` bound the mean likewise. None is a target never reached. `median` of steps and seconds is that of the median curve.
     """
 
     protocol: str
@@ -73,7 +74,7 @@ def diverged(losses_ST: np.ndarray) -> np.ndarray:
 def score(losses_ST: np.ndarray, criterion: str) -> np.ndarray:
     """(S,) mean loss over the horizon or its last tenth (`final`); the penalty if diverged."""
     steps = losses_ST.shape[1]
-    tail = losses_ST if criterion == "mean" else losses_ST[:, steps - max(1, steps // 10) :]
+    tail = losses_ST if criterion == "mean" else losses_ST[:, steps - last_tenth(steps) :]
     with np.errstate(invalid="ignore"):
         value_S = tail.mean(axis=1)
     return np.where(diverged(losses_ST), PENALTY * losses_ST[:, 0], value_S)
@@ -91,7 +92,10 @@ def interval(values_R: np.ndarray) -> tuple[float | None, float | None]:
 
 
 def resamples(seeds: int) -> np.ndarray:
-    """(R, S) indices of bootstrap resamples, always the same for the same S."""
+    """(R, S) indices of bootstrap resamples, always the same for the same S; of fewer than `FEW`
+    seeds (S, 1), each seed alone."""
+    if seeds < FEW:
+        return np.arange(seeds)[:, None]
     return np.random.default_rng(20_161_206).integers(0, seeds, (RESAMPLES, seeds))
 
 
@@ -99,9 +103,14 @@ def _number(value: float) -> float | None:
     return float(value) if math.isfinite(value) else None
 
 
+def last_tenth(steps: int) -> int:
+    """Steps of a horizon's end that its final loss is the mean of."""
+    return max(1, steps // 10)
+
+
 def smoothing(steps: int) -> int:
-    """Steps smoothed over at a horizon."""
-    return min(SMOOTHING, max(1, steps // 10))
+    """Steps smoothed over where a curve of so many is drawn."""
+    return min(SMOOTHING, last_tenth(steps))
 
 
 def smoothed(curve_T: np.ndarray, width: int = SMOOTHING) -> np.ndarray:
@@ -115,9 +124,10 @@ def smoothed(curve_T: np.ndarray, width: int = SMOOTHING) -> np.ndarray:
 def first_reach(curve_T: np.ndarray, target: float) -> np.ndarray:
     """Steps made when the smoothed curve first meets the target; inf where it never does.
 
-    Only full smoothing windows count, so that one lucky first batch does not.
+    Smoothed over as many steps as a final loss is the mean of: over fewer, noise alone would now
+    and then meet a target that the curve never comes down to. Only full windows count.
     """
-    width = smoothing(curve_T.shape[-1])
+    width = last_tenth(curve_T.shape[-1])
     below = smoothed(curve_T, width) <= target + 1e-9 * abs(target)
     below[..., : width - 1] = False
     return np.where(below.any(-1), below.argmax(-1) + 1.0, np.inf)
@@ -175,8 +185,10 @@ def _gather(records: Records, block: Block) -> _Run:
     }
     seconds = [
         cost.values[:, 0]
-        for cost in records.select("seconds_per_step", task=block.key.task, purpose="cost")
-        if cost.key.optimizer == block.key.optimizer
+        for cost in records.select(
+            "seconds_per_step", purpose="cost", task=block.key.task, network=block.key.network,
+            optimizer=block.key.optimizer,
+        )
     ]
     return _Run(block.key, block.seeds, block.values, test, np.concatenate([*seconds, []]))
 
@@ -205,8 +217,11 @@ def _metric_rows(runs: list[_Run], metric: str) -> list[Row]:
             other_S = best.value(metric)
             if np.array_equal(run.seeds, best.seeds):
                 others_R = other_S[index_RS].mean(axis=1)
-            else:  # unpaired: other draws for the other set of seeds
+            elif min(len(values_S), len(other_S)) >= FEW:
+                # Unpaired: other draws for the other set of seeds.
                 others_R = other_S[resamples(len(other_S))[::-1]].mean(axis=1)
+            else:
+                others_R = np.array([np.nan])
             if accuracy:
                 value = 100 * (values_S.mean() - other_S.mean())
                 spread_R = 100 * (means_R - others_R)

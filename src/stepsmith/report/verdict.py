@@ -105,5 +105,5 @@ def _cost(entry: dict[str, Any]) -> str:
         f"{entry['baseline_seconds']:.3g} s{subspace}: "
     )
     if entry["trainings"] is None:
-        return f"{head}{reach}in seconds it is never repaid on so small an optimizee."
+        return f"{head}{reach}in seconds it is never repaid here."
     return f"{head}{reach}repaid after {entry['trainings']:,.0f} trainings."
