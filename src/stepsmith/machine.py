@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
+import gc
 import os
 import platform
 from importlib import metadata
@@ -30,21 +33,48 @@ def machine() -> dict[str, str | int]:
     return found
 
 
-def peak_memory() -> int:
-    """The largest number of bytes of memory this process has held at once.
+def start_peak(device: torch.device | str = "cpu") -> int:
+    """Let `peak_memory` count from here on; returns the bytes held now.
+
+    On a CPU of this process, on a GPU what PyTorch has allocated there. Where a system cannot begin
+    anew (only Linux can), peaks go on from the process's beginning, and that so far is returned.
+    """
+    gc.collect()
+    if torch.device(device).type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        return torch.cuda.memory_allocated(device)
+    with contextlib.suppress(OSError, AttributeError, TypeError):  # not glibc
+        ctypes.CDLL(None).malloc_trim(0)  # what is free goes back, or the next peak hides in it
+    try:
+        Path("/proc/self/clear_refs").write_text("5")
+        return _status("VmRSS")
+    except OSError:
+        return peak_memory()
+
+
+def peak_memory(device: torch.device | str = "cpu") -> int:
+    """The largest number of bytes of memory held at once, since `start_peak` or the beginning.
 
     On Linux of this process alone: what `getrusage` tells there begins with its parent's.
     """
+    if torch.device(device).type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
     try:
-        for line in Path("/proc/self/status").read_text().splitlines():
-            if line.startswith("VmHWM:"):
-                return int(line.split()[1]) * 1024
+        return _status("VmHWM")
     except OSError:
         pass  # not Linux
     import resource  # not on Windows
 
     unit = 1 if platform.system() == "Darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def _status(name: str) -> int:
+    """Bytes of an entry of Linux's account of this process."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(f"{name}:"):
+            return int(line.split()[1]) * 1024
+    raise OSError(f"/proc/self/status: no {name}")
 
 
 def versions() -> dict[str, str]:

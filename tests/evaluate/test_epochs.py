@@ -38,6 +38,21 @@ def test_epochs_are_one_training(tiny_task):
     np.testing.assert_allclose(tests["loss"][:, -1:], at_end["loss"])
 
 
+def test_tests_are_spread_over_the_epochs(tiny_task):
+    def make(group):
+        return TorchStepper(lambda p: torch.optim.SGD(p, lr=0.1), group.theta, group.layout)
+
+    length = Length(2, 7, tests=3)
+    assert length.ends == [2, 5, 7, 9, 12, 14]
+    losses, tests = train_epochs(tiny_task, make, [3], length)
+    whole, at_end = train_epochs(tiny_task, make, [3], Length(1, 14))
+    np.testing.assert_allclose(losses, whole)
+    assert tests["loss"].shape == (1, 6)
+    np.testing.assert_allclose(tests["loss"][:, -1:], at_end["loss"])
+    with pytest.raises(ValueError, match="no more tests than steps"):
+        Length(2, 7, tests=8)
+
+
 def test_each_seed_may_have_a_task_of_its_own(tiny_task, tmp_path):
     other = make_tiny_task(batch_size=5)
     held = contest(cache=tmp_path)
@@ -163,5 +178,5 @@ def test_a_given_rate_is_not_tuned(tiny_task):
 
 
 def test_refused_lengths():
-    with pytest.raises(ValueError, match="an epoch and a step at least"):
+    with pytest.raises(ValueError, match="an epoch, a step and a test at least"):
         Length(0, 5)

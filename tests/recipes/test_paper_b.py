@@ -7,11 +7,13 @@ import pytest
 import torch
 
 from stepsmith.evaluate import Key, Records
+from stepsmith.evaluate.statistics import stability
 from stepsmith.recipes import QUICK, Study
 from stepsmith.recipes.paper_b import deep
-from stepsmith.recipes.paper_b.clock import clock, speed, stability
+from stepsmith.recipes.paper_b.clock import clock, speed
 from stepsmith.recipes.paper_b.comparisons import label_task
-from stepsmith.recipes.paper_b.principal import statements, updates
+from stepsmith.recipes.paper_b.full_space import memory
+from stepsmith.recipes.paper_b.principal import claims, statements, updates
 from stepsmith.tasks import SubspaceTask
 from stepsmith.unroll import Copies, TorchStepper
 
@@ -135,29 +137,43 @@ def test_speed_is_held_against_the_best_of_the_baselines_named():
     assert found["steps"] < 20
     assert found["ratio_of_each_seed"] == [found["ratio"]] * 2
     assert found["points_of_accuracy"] == pytest.approx(20)
+    assert found["points_of_each_seed"] == pytest.approx([20, 20])
+    assert found["share"] == found["steps"] / 100
+    assert found["loss_at_half"] == pytest.approx(0.9 / found["final_loss"])
     never = speed(contest_records(), "net", "corrected", "sub", ["slow"])
     assert never["steps"] is None
     assert never["ratio"] is None
 
 
-def test_stability_is_the_spread_of_the_last_epochs():
-    found = stability(contest_records(), "net", "corrected")
-    assert [entry["optimizer"] for entry in found] == ["slow", "fast", "sub"]
-    assert [entry["spread"] for entry in found] == pytest.approx([0, 5, 5])
+def test_stability_is_the_spread_about_a_line_in_the_last_third():
+    records = Records()
+    steps = [10 * (number + 1) for number in range(12)]
+    late_E = np.array([0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 2, 3])
+    unrest_E = np.array([0, 0, 0, 0, 0, 0, 0, 0, 1, -1, -1, 1]) / 100
+    for name, curve_E in (("climbs", 0.5 + late_E / 50), ("shakes", 0.5 + unrest_E)):
+        key = Key(task="net", optimizer=name, horizon=120)
+        records.add(key, "test_accuracy", [curve_E, curve_E], seeds=[0, 1], steps=steps)
+    steady, other = stability(records, "net", "corrected")
+    assert (steady["optimizer"], steady["tests"]) == ("climbs", 4)
+    assert steady["spread"] == pytest.approx(0, abs=1e-9)
+    # Four residuals of a point each, two degrees of freedom.
+    assert other["spread_of_each_seed"] == pytest.approx([2**0.5] * 2)
+    assert stability(contest_records(), "net", "corrected") == []
 
 
-def test_the_clock_counts_basis_and_meta_training():
-    rows = {
-        row["optimizer"]: row
-        for row in clock(
-            contest_records(), "net", "corrected", basis_seconds=70.0, subspace=["fast", "sub"]
-        )
-    }
-    assert rows["slow"]["seconds"] == rows["slow"]["with_all"] == 200
-    assert rows["fast"]["with_basis"] == rows["fast"]["seconds"] + 70
-    assert rows["fast"]["with_all"] == rows["fast"]["seconds"] + 570
-    assert rows["sub"]["steps"] is None
-    assert rows["sub"]["with_all"] is None
+def test_the_clock_counts_basis_and_meta_training_to_both_targets():
+    found = clock(
+        contest_records(), "net", "corrected", basis_seconds=70.0, subspace=["fast", "sub"]
+    )
+    rows = {(row["against"], row["optimizer"]): row for row in found}
+    assert rows["slow", "slow"]["seconds"] == rows["slow", "slow"]["with_all"] == 200
+    fast = rows["slow", "fast"]
+    assert fast["with_basis"] == fast["seconds"] + 70
+    assert fast["with_all"] == fast["seconds"] + 570
+    assert rows["slow", "sub"]["steps"] is None
+    assert rows["slow", "sub"]["with_all"] is None
+    assert rows["sub", "sub"]["target"] == pytest.approx(1.5)
+    assert rows["sub", "sub"]["steps"] is not None
 
 
 def test_updates_are_the_changes_of_the_coefficients(study):
@@ -187,3 +203,19 @@ def test_what_is_said_of_principal_directions():
     assert not flat["others_before_first"]
     for still in (np.zeros((1, 8, 3)), np.full((1, 8, 3), np.nan)):
         assert set(statements(still)[0].values()) == {None}
+
+
+def test_claims_are_counted_by_seeds():
+    calm = {"size": [1.0], "spread": 0.1, "decay": 0.9, "others_before_first": False}
+    wild = {"size": [1.0], "spread": 0.5, "decay": 0.2, "others_before_first": True}
+    still = dict.fromkeys(calm)
+    found = claims([wild, wild, still, calm], [calm, wild, calm, calm])
+    assert [entry["holds"] for entry in found] == [1, 1, 2]
+    assert {entry["seeds"] for entry in found} == {4}
+
+
+def test_the_memory_of_meta_training_is_that_of_deployment(study):
+    found = memory(study, "resnet8")
+    assert 0 < found["training"] < 2 * found["deployment"]
+    assert 0.8 < found["ratio"] < 3  # a few steps replay a large share of the coordinates
+    assert found["inner_steps_per_second"] > 0

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from stepsmith.evaluate import Key, Records
-from stepsmith.report.epochs import accuracy_curves, update_tracks
+from stepsmith.report.epochs import accuracy_curves, accuracy_spreads, update_tracks
 from stepsmith.report.figures import panels
 from stepsmith.report.folder import write_results
 from stepsmith.report.style import colours, dashes
@@ -39,6 +39,15 @@ def test_accuracy_by_epoch():
     assert accuracy_curves(records(epochs=1), panel) is None
 
 
+def test_the_spread_of_accuracy():
+    found = records(epochs=8)
+    (panel,) = panels(found)
+    figure = accuracy_spreads(found, panel)
+    assert figure is not None
+    assert len(figure.axes[0].get_yticklabels()) == 2
+    assert accuracy_spreads(records(epochs=4), panel) is None  # one test in the last third
+
+
 def test_updates_of_directions():
     found = records()
     (panel,) = panels(found)
@@ -46,7 +55,9 @@ def test_updates_of_directions():
     assert figure is not None
     assert len(figure.axes) == 6
     (block,) = found.select("update_2", optimizer="SL2O")
-    np.testing.assert_allclose(figure.axes[4].lines[1].get_ydata(), block.values[0])
+    *others, first = figure.axes[4].lines[1:]
+    np.testing.assert_allclose(first.get_ydata(), block.values[0])
+    assert len(others) == 2
     assert update_tracks(records(directions=0), panel) is None
 
 

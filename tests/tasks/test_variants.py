@@ -210,12 +210,21 @@ def test_images_too_large_for_rgb32_are_refused(monkeypatch):
         load_variant("blots@rgb32")
 
 
+def test_a_subset_of_the_test_images_leaves_the_training_images():
+    whole, _ = load_variant("mnist", source="sample")
+    part, _ = load_variant("mnist@test50", source="sample")
+    assert torch.equal(part.train_images, whole.train_images)
+    smaller, _ = load_variant("mnist@test20", source="sample")
+    assert len(part.test_labels) == 50
+    assert torch.equal(part.test_images[:20], smaller.test_images)
+
+
 @pytest.mark.parametrize(
     ("name", "match"),
     [
         ("mnist@shfit", "unknown variant of mnist 'shfit'; known: a number of images, classesA-B, "
-                        "crop, flip, invert, noise, rgb32, rotate, shift, standardised. Did you "
-                        "mean 'shift'"),
+                        "crop, flip, invert, noise, rgb32, rotate, shift, standardised, testN. "
+                        "Did you mean 'shift'"),
         ("mnist@", "unknown variant of mnist ''"),
         ("mnist@-5", "unknown variant"),
         ("mnist@10001", "mnist@10001: a subset takes 2 to 10000 training images"),
@@ -226,6 +235,8 @@ def test_images_too_large_for_rgb32_are_refused(monkeypatch):
         ("mnist@classes4-4", "two numbers in rising order, at most 9"),
         ("mnist@classes5-10", "mnist has 10 classes, numbered from 0"),
         ("mnist@classes5", "unknown variant"),
+        ("mnist@test2001", "takes 2 to 2000 test images, as many as mnist has here"),
+        ("mnist@test9@test8", "give one subset of the test images"),
         ("mnist@classes0-4@5001", "takes 2 to 5000 training images, as many as mnist@classes0-4"),
         ("mnits@noise", "did you mean 'mnist'"),
     ],

@@ -1,14 +1,15 @@
-"""Meta-test over many epochs: scheduled baselines, the test split measured after every epoch.
+"""Meta-test over epochs: scheduled baselines, the test split measured along the way.
 
 Where an experiment of `evaluate` compares a hundred short runs, one of these compares a few long
 ones of a deep network, in full space and in subspaces alike.
 
-Shape letters: S = seeds, E = epochs, T = steps of all epochs.
+Shape letters: S = seeds, E = tests, T = steps of all epochs.
 """
 
 from __future__ import annotations
 
 import functools
+import itertools
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -43,26 +44,35 @@ class Length:
     """How long a training is.
 
     Args:
-        epochs: E; the test split is measured after each.
+        epochs: how many.
         steps: of an epoch.
+        tests: of an epoch, evenly spread, the last after it: so often the test split is measured.
 
     Raises:
-        ValueError: fewer than one of either.
+        ValueError: fewer than one of any, or more tests than steps.
     """
 
     epochs: int
     steps: int
+    tests: int = 1
 
     def __post_init__(self):
-        if self.epochs < 1 or self.steps < 1:
+        if self.epochs < 1 or not 1 <= self.tests <= self.steps:
             raise ValueError(
-                f"Length: needs an epoch and a step at least, got {self.epochs} and {self.steps}"
+                "Length: needs an epoch, a step and a test at least, and no more tests than steps; "
+                f"got {self.epochs} epochs of {self.steps} steps and {self.tests} tests"
             )
 
     @property
     def total(self) -> int:
         """T."""
         return self.epochs * self.steps
+
+    @property
+    def ends(self) -> list[int]:
+        """Steps made when the test split is measured, E of them."""
+        count = self.epochs * self.tests
+        return [round(self.total * (number + 1) / count) for number in range(count)]
 
 
 @dataclass
@@ -163,7 +173,8 @@ class Contest:
         tasks = self._one_or_one_each(tasks)
         key = learned_key(self._key(tasks[0]), label, trained)
         key = replace(key, meta_task=meta_task or key.meta_task)
-        self._test(label, tasks, key, by_rule(trained), decides_rule(trained))
+        # Kept under the rule's name: one rule may be tested under several labels.
+        self._test(trained.name, tasks, key, by_rule(trained), decides_rule(trained))
         add_meta_training(self.records, key, trained)
         deployed = functools.partial(LearnedOptimizer, rule=trained)
         self._note(label, tasks[0], key, deployed, before)
@@ -254,7 +265,7 @@ class Contest:
             if decides is not None:
                 wanted = {
                     **decides, "epochs": self.length.epochs, "steps": self.length.steps,
-                    "seeds": seeds, "protocol": key.protocol,
+                    "tests": self.length.tests, "seeds": seeds, "protocol": key.protocol,
                 }  # fmt: skip
             measure = functools.partial(self._trained, task, seeds, key, make)
             parts.append(
@@ -269,9 +280,10 @@ class Contest:
         losses_ST, tests = train_epochs(task, make, seeds, self.length)
         steps = range(self.length.total)
         found.add(key, "train_loss", losses_ST, seeds=seeds, steps=steps, split="train")
-        ends = [self.length.steps * (epoch + 1) for epoch in range(self.length.epochs)]
         for metric, values_SE in tests.items():
-            found.add(key, f"test_{metric}", values_SE, seeds=seeds, steps=ends, split="test")
+            found.add(
+                key, f"test_{metric}", values_SE, seeds=seeds, steps=self.length.ends, split="test"
+            )
         return found
 
 
@@ -293,14 +305,14 @@ def joined(parts: Sequence[Records]) -> Records:
 def train_epochs(
     task: Task, make: MakeStepper, seeds: Sequence[int], length: Length, *, test: bool = True
 ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-    """Train one optimizee a seed, all at once, epoch by epoch.
+    """Train one optimizee a seed, all at once, from test to test.
 
     Args:
         task: what to train.
         make: makes a stepper for the copies.
         seeds: S of them.
-        length: E epochs of so many steps.
-        test: measure the test split after every epoch.
+        length: T steps, E tests.
+        test: measure the test split.
 
     Returns:
         (S, T) batch losses before each step, and (S, E) test metrics by name.
@@ -308,8 +320,8 @@ def train_epochs(
     group = Copies(task, seeds)
     stepper = make(group)
     losses, tests = [], []
-    for _ in range(length.epochs):
-        losses.append(roll(group, stepper, length.steps).T.double().cpu().numpy())
+    for start, end in itertools.pairwise([0, *length.ends]):
+        losses.append(roll(group, stepper, end - start).T.double().cpu().numpy())
         if test and task.has_test:
             tests.append({k: v.double().cpu().numpy() for k, v in group.test().items()})
     metrics = {name: np.stack([t[name] for t in tests], 1) for name in tests[0]} if tests else {}

@@ -25,7 +25,9 @@ class Rung:
 
 RUNGS = (Rung(1 / 6, 5), Rung(1 / 2, 3), Rung(1.0, 2))
 WIDEST = 15
-"""Rates tried on the first rung before the grid stops widening, and says so."""
+"""Rates tried on the first rung before its grid stops widening."""
+MOST = 6
+"""Rates tried over the whole training before it stops there, and says so."""
 
 
 @dataclass(frozen=True)
@@ -33,9 +35,9 @@ class Halved:
     """What was tried.
 
     Attributes:
-        rate: the best on the last rung.
+        rate: the best over the whole training.
         scores: (rate, share of the training) -> score.
-        at_edge: whether it is an edge of the first rung's grid.
+        at_edge: whether a neighbour of it was not tried over the whole training.
     """
 
     rate: float
@@ -52,8 +54,8 @@ def halve(
 ) -> Halved:
     """The rate whose whole training ends best, the worse ones dropped after a part of it.
 
-    The first rung's grid widens while its edge wins; on later rungs the survivors' neighbours join
-    no more, so that a rate that wins late only at a grid's edge says so by `at_edge`.
+    The first rung's grid widens while its edge wins. On the last, the neighbours of the best rate
+    are tried too, until both do worse than it: what is best over a part need not be over all.
 
     Args:
         run: trains with a rate for a share of the training, its schedule drawn together to that
@@ -68,7 +70,7 @@ def halve(
 
     >>> found = halve(lambda rate, share: abs(rate - 2.0) / share, 0.25)
     >>> found.rate, found.at_edge, len(found.scores)
-    (2.0, False, 12)
+    (2.0, False, 13)
     """
     shares, counts = [r.share for r in rungs], [r.rates for r in rungs]
     grows = bool(rungs) and shares == sorted(set(shares)) and shares[0] > 0 and shares[-1] == 1
@@ -97,9 +99,13 @@ def halve(
         else:
             break
         level[new] = measure(new, first.share)
-    edges = (min(level), max(level))
     for rung in rungs[1:]:
         kept = sorted(level, key=lambda rate: (level[rate], rate))[: rung.rates]
         level = {rate: measure(rate, rung.share) for rate in kept}
-    best = min(level, key=lambda rate: (level[rate], rate))
-    return Halved(best, scores, best in edges)
+    while True:
+        best = min(level, key=lambda rate: (level[rate], rate))
+        around = [rounded(best / factor), rounded(best * factor)]
+        new = [rate for rate in around if rate not in level]
+        if not new or len(level) >= max(MOST, rungs[-1].rates):
+            return Halved(best, scores, at_edge=bool(new))
+        level[new[0]] = measure(new[0], rungs[-1].share)

@@ -1,6 +1,6 @@
 """From records to rows of a summary: means, intervals, ratios, each with its definition.
 
-Shape letters: S = seeds, T = steps, R = resamples.
+Shape letters: S = seeds, T = steps, E = tests on the way, R = resamples.
 """
 
 from __future__ import annotations
@@ -22,6 +22,9 @@ SMOOTHING = 10
 FEW = 8
 """Fewer seeds than these are not resampled: their intervals are the range of single seeds."""
 
+LEAST_TESTS = 3
+"""In the last third of a training, for its accuracies to have a spread about their line."""
+
 METRICS = (
     "mean_train_loss", "final_train_loss", "test_loss", "test_accuracy", "steps_to_baseline",
     "seconds_to_baseline", "seconds_per_step",
@@ -37,7 +40,8 @@ class Row:
     `ratio` is the mean over seeds of this optimizer over that of `against`, the best tuned baseline
     on the same task, horizon and metric; for accuracies the difference in points; both with a 95 %
     interval from a paired bootstrap over seeds, of fewer than `FEW` seeds with the range of single
-    seeds. `low` and `high` bound the mean likewise. None is a target never reached. `median` of steps and seconds is that of the median curve.
+    seeds. `low` and `high` bound the mean likewise. None is a target never reached. `median` of
+    steps and seconds is that of the median curve.
     """
 
     protocol: str
@@ -186,7 +190,10 @@ def _gather(records: Records, block: Block) -> _Run:
     seconds = [
         cost.values[:, 0]
         for cost in records.select(
-            "seconds_per_step", purpose="cost", task=block.key.task, network=block.key.network,
+            "seconds_per_step",
+            purpose="cost",
+            task=block.key.task,
+            network=block.key.network,
             optimizer=block.key.optimizer,
         )
     ]
@@ -327,3 +334,35 @@ def _reach_rows(runs: list[_Run], baselines: list[_Run], metric: str) -> list[Ro
                  _number(reach / own * share), low, high)
         )  # fmt: skip
     return rows
+
+
+def stability(records: Records, task: str, protocol: str) -> list[dict[str, Any]]:
+    """How much test accuracy still moves in the last third of a training.
+
+    Args:
+        records: with `test_accuracy` of purpose `test`.
+        task, protocol: of the contest.
+
+    Returns:
+        For each optimizer that was tested at least `LEAST_TESTS` times in that third, steadiest
+        first: `spread_of_each_seed`, the standard deviation in points about the line that fits its
+        accuracies best (what it still gains is no unrest), their mean `spread`, and how many
+        `tests`.
+    """
+    found = []
+    for block in records.select("test_accuracy", purpose="test", task=task, protocol=protocol):
+        late = block.steps > block.key.horizon * 2 / 3
+        if late.sum() < LEAST_TESTS:
+            continue
+        steps_E, values_SE = block.steps[late], 100 * block.values[:, late]
+        lines = np.polynomial.polynomial.polyfit(steps_E, values_SE.T, 1)
+        left_SE = values_SE - np.polynomial.polynomial.polyval(steps_E, lines)
+        spread_S = np.sqrt(np.square(left_SE).sum(1) / (late.sum() - 2))
+        found.append(
+            {
+                "task": task, "protocol": protocol, "optimizer": block.key.optimizer,
+                "tests": int(late.sum()), "spread": float(spread_S.mean()),
+                "spread_of_each_seed": spread_S.tolist(),
+            }
+        )  # fmt: skip
+    return sorted(found, key=lambda entry: entry["spread"])

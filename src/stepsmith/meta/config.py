@@ -49,6 +49,7 @@ class MetaTrainConfig:
         validations: validations over the whole budget; the best weights are kept.
         validation_copies: optimizees of a validation, of each task.
         validation_horizon: steps of a validation; None is the horizon.
+        validation_loss: by which the weights are kept, as `loss`; None is `loss`.
         patience: end where this many validations in a row were no better than the best before
             them; None spends the whole budget.
         seed: of everything.
@@ -82,6 +83,7 @@ class MetaTrainConfig:
     validations: int = 12
     validation_copies: int = 16
     validation_horizon: int | None = None
+    validation_loss: str | None = None
     patience: int | None = None
     seed: int = 0
     checkpoint_seconds: float = 120.0
@@ -117,6 +119,7 @@ class MetaTrainConfig:
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{owner}: {name} must lie in [0, 1], got {getattr(self, name)}")
         require_choice(owner, "loss", self.loss, META_LOSSES)
+        require_choice(owner, "validation_loss", self.validated_by, META_LOSSES)
         require_choice(owner, "losses", self.losses, ("after", "before"))
         require_choice(owner, "teacher", self.teacher, tuple(TEACHERS))
         require_choice(owner, "balance", self.balance, BALANCES)
@@ -124,6 +127,11 @@ class MetaTrainConfig:
             require_positive(
                 owner, **{f"proportions[{i}]": p for i, p in enumerate(self.proportions)}
             )
+
+    @property
+    def validated_by(self) -> str:
+        """The loss of validations."""
+        return self.validation_loss or self.loss
 
     @property
     def unroll(self) -> int:

@@ -166,13 +166,24 @@ class Episodes:
         return self._initial
 
     def validate(self, weights: Weights) -> float:
-        """The meta-loss of whole episodes on held-out examples, the same starts every time."""
+        """The validation loss of whole episodes on held-out examples, the same starts every time.
+
+        Where all copies are about to begin an episode, the rule's memory of them is let go before,
+        so that a validation needs no more memory than a window.
+        """
         config = self.config
         steps = config.validation_horizon or config.horizon
+        fresh = not any(self.ages)
+        if fresh:
+            del self.stepper
         copies = self._validation_copies()
-        losses = roll(copies, self._stepper(weights, copies), steps, split="meta_valid")
+        stepper = self._stepper(weights, copies)
+        losses = roll(copies, stepper, steps, split="meta_valid")
+        if fresh:
+            del stepper
+            self.stepper = self._stepper(weights, self.copies)
         places: Tensor = torch.arange(1, steps + 1, device=losses.device)[:, None]
-        return float(meta_loss(config.loss, losses, places, steps)[0].mean())
+        return float(meta_loss(config.validated_by, losses, places, steps)[0].mean())
 
     def _validation_copies(self) -> Copies:
         count = self.config.validation_copies

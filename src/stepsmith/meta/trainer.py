@@ -157,8 +157,8 @@ class Run:
     def validate(self) -> float:
         """Score the weights on whole episodes of held-out examples; keep them where best.
 
-        With one task the score is its meta-loss; with several, the geometric mean over tasks of the
-        ratio to their first finite meta-losses, which ranks weights alike whatever the scales.
+        With one task the score is its validation loss; with several, the geometric mean over tasks
+        of the ratio to their first finite ones, which ranks weights alike whatever the scales.
         """
         scores = [episodes.validate(self.weights) for episodes in self.episodes]
         progress = self.progress
@@ -168,7 +168,7 @@ class Run:
         else:
             row["scores"] = scores
             rows = [*(point["scores"] for point in progress.validations), scores]
-            row["score"] = joint_score(self.config.loss, rows, [t.name for t in self.tasks])
+            row["score"] = joint_score(self.config.validated_by, rows, [t.name for t in self.tasks])
         progress.validations.append(row)
         score = row["score"]
         better = progress.best_score is None or score < progress.best_score
@@ -189,7 +189,7 @@ class Run:
             "horizon": self.config.horizon,
             "parameters": sizes[0] if len(sizes) == 1 else sizes,
             "meta_training": asdict(self.config),
-            "validation": {"loss": self.config.loss, "score": progress.best_score},
+            "validation": {"loss": self.config.validated_by, "score": progress.best_score},
             "seconds": round(progress.elapsed + before.get("seconds", 0.0), 1),
             "inner_steps": progress.inner_steps + before.get("inner_steps", 0),
             "updates": progress.updates + before.get("updates", 0),

@@ -116,7 +116,8 @@ class Study:
         start: Rule | TrainedRule,
         config: dict[str, Any],
     ) -> TrainedRule:
-        """Meta-train once, and keep it in the cache.
+        """Meta-train once, and keep it in the cache, where it is found by its configuration: under
+        whatever name it was made.
 
         Args:
             name: of the rule, and of its folder.
@@ -134,7 +135,8 @@ class Study:
         if any(size not in (None, USUAL_BATCH) for size in sizes):
             decides["batch_sizes"] = sizes
         digest = hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()[:12]
-        folder = self.cache / "rules" / f"{name}-{digest}"
+        rules = self.cache / "rules"
+        folder = next(rules.glob(f"*-{digest}"), rules / f"{name}-{digest}")
         done = folder / "rule.safetensors"
         folder.mkdir(parents=True, exist_ok=True)
         with FileLock(folder / ".lock"):  # recipes that run side by side share one cache

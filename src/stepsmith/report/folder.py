@@ -14,7 +14,7 @@ from stepsmith.evaluate.statistics import summarise
 from stepsmith.machine import machine, versions
 from stepsmith.report import figures
 from stepsmith.report.break_even import break_even, break_even_figure
-from stepsmith.report.epochs import accuracy_curves, update_tracks
+from stepsmith.report.epochs import accuracy_curves, accuracy_spreads, update_tracks
 from stepsmith.report.matrix import matrix_figures
 from stepsmith.report.page import render
 from stepsmith.report.style import svg
@@ -105,6 +105,7 @@ def _draw(folder: Path, records: Records, summary: dict[str, Any], config: dict[
             f"{name}-accuracy.svg": figures.accuracies(records, panel),
             f"{name}-cost.svg": figures.step_costs(records, panel),
             f"{name}-epochs.svg": accuracy_curves(records, panel),
+            f"{name}-stability.svg": accuracy_spreads(records, panel),
             f"{name}-updates.svg": update_tracks(records, panel),
         }
         _write_figures(folder, drawn)

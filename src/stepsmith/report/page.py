@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from stepsmith.evaluate.records import Records
 from stepsmith.report import figures
 from stepsmith.report.break_even import break_even, break_even_figure
-from stepsmith.report.epochs import accuracy_curves, update_tracks
+from stepsmith.report.epochs import accuracy_curves, accuracy_spreads, update_tracks
 from stepsmith.report.figures import Panel
 from stepsmith.report.matrix import matrix_figures
 from stepsmith.report.style import svg
@@ -88,8 +88,8 @@ def _panel(records: Records, rows: list[dict[str, Any]], panel: Panel) -> dict[s
         "accuracy": figures.accuracies(records, panel),
         "further": [
             figure
-            for figure in (accuracy_curves(records, panel), update_tracks(records, panel))
-            if figure is not None
+            for draw in (accuracy_curves, accuracy_spreads, update_tracks)
+            if (figure := draw(records, panel)) is not None
         ],
         "cost": figures.step_costs(records, panel),
         "tuning": figures.tuning_curves(records, panel),

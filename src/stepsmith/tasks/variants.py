@@ -26,6 +26,7 @@ SIDE = 32
 """Height and width in pixels of what `rgb32` makes."""
 
 _CLASSES = re.compile(r"classes(\d+)-(\d+)")
+_TEST = re.compile(r"test(\d+)")
 
 
 def load_variant(name: str, **options: Any) -> tuple[ImageSet, Augment | None]:
@@ -37,7 +38,8 @@ def load_variant(name: str, **options: Any) -> tuple[ImageSet, Augment | None]:
             (white becomes black), `rgb32` (a border of zeros up to 32x32 pixels, a grey channel
             three times), `standardised` (mean 0 and deviation 1 in each channel, by the statistics
             of the training images as the other variants of this kind leave them).
-            Of the training split: a number (that many images, always the same ones).
+            Of the training split: a number (that many images, always the same ones); of the test
+            split `test4000` likewise.
             Of training batches, anew each time: `shift` (up to 2 pixels each way, the border's
             pixels in the gap), `crop` (up to 4 pixels each way, zeros in the gap), `flip` (left and
             right exchanged in half of the images), `rotate` (up to 15 degrees), `noise` (standard
@@ -73,6 +75,8 @@ def _kind(base: str, variant: str) -> str:
     """What there may be one of in a name."""
     if re.fullmatch(r"\d+", variant):
         return "subset"
+    if _TEST.fullmatch(variant):
+        return "subset of the test images"
     if _CLASSES.fullmatch(variant):
         return "range of classes"
     if variant not in AUGMENTATIONS and variant not in _CHANGES:
@@ -85,21 +89,27 @@ def _changed(images: ImageSet, variant: str) -> ImageSet:
         return _CHANGES[variant](images)
     if found := _CLASSES.fullmatch(variant):
         return _classes(images, int(found[1]), int(found[2]))
-    return images if variant in AUGMENTATIONS else _subset(images, int(variant))
+    if found := _TEST.fullmatch(variant):
+        return _subset(images, int(found[1]), "test", variant)
+    return images if variant in AUGMENTATIONS else _subset(images, int(variant), "train", variant)
 
 
-def _subset(images: ImageSet, size: int) -> ImageSet:
-    count = len(images.train_labels)
+def _subset(images: ImageSet, size: int, split: str, variant: str) -> ImageSet:
+    labels_N: Tensor = getattr(images, f"{split}_labels")
+    count = len(labels_N)
     if not 2 <= size <= count:
+        what = {"train": "training", "test": "test"}[split]
         raise ValueError(
-            f"{images.name}@{size}: a subset takes 2 to {count} training images, as many as "
+            f"{images.name}@{variant}: a subset takes 2 to {count} {what} images, as many as "
             f"{images.name} has here ({images.origin.partition(':')[0]})"
         )
     order = torch.randperm(count, generator=torch.Generator().manual_seed(SUBSET_SEED))
     chosen = order[:size]
-    return dataclasses.replace(
-        images, train_images=images.train_images[chosen], train_labels=images.train_labels[chosen]
-    )
+    parts: dict[str, Tensor] = {
+        f"{split}_images": getattr(images, f"{split}_images")[chosen],
+        f"{split}_labels": labels_N[chosen],
+    }
+    return dataclasses.replace(images, **parts)
 
 
 def _classes(images: ImageSet, first: int, last: int) -> ImageSet:
@@ -152,6 +162,6 @@ _CHANGES: dict[str, Callable[[ImageSet], ImageSet]] = {
     "invert": _invert, "rgb32": _rgb32, "standardised": _standardised,
 }  # fmt: skip
 
-VARIANTS = (*AUGMENTATIONS, *_CHANGES, "classesA-B")
+VARIANTS = (*AUGMENTATIONS, *_CHANGES, "classesA-B", "testN")
 """Every variant but subsets, which are named by their number of training images; `classesA-B`
-stands for ranges such as `classes0-4`."""
+stands for ranges such as `classes0-4`, `testN` for `test4000`."""

@@ -1,21 +1,18 @@
-"""What contests of deep networks say beyond means: speed, stability, and the honest clock.
+"""What contests of deep networks say beyond means: speed, and the honest clock.
 
-Shape letters: S = seeds, E = epochs, T = steps.
+Shape letters: S = seeds, T = steps.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
 
 from stepsmith.evaluate import Records
 from stepsmith.evaluate.records import Block
-from stepsmith.evaluate.statistics import first_reach, penalised, score
-
-LAST = 5
-"""Epochs at the end over which accuracies should be still, or a third of all where they are few."""
+from stepsmith.evaluate.statistics import first_reach, last_tenth, penalised, score
 
 
 def curves(records: Records, task: str, protocol: str) -> dict[str, Block]:
@@ -39,8 +36,10 @@ def speed(
 
     Returns:
         The baseline, its final loss (mean over seeds of the last tenth), the steps in which each
-        mean curve first meets it, smoothed, their ratio, and the ratio of each seed's own curves;
-        None where a loss is never met. And the difference of test accuracies in points.
+        mean curve first meets it, smoothed over as many, their ratio, and the ratio of each seed's
+        own curves; None where a loss is never met. `share` is the rule's steps over all steps of
+        the training; `loss_at_half` its mean loss over the tenth before half of them, over that
+        final loss. And the differences of test accuracies in points, of the means and each seed's.
     """
     found = curves(records, task, protocol)
     final = {name: float(score(found[name].values, "final").mean()) for name in against}
@@ -52,38 +51,21 @@ def speed(
         _ratio(float(first_reach(own_T, target)), float(first_reach(other_T, target)))
         for own_T, other_T, target in zip(own_ST, other_ST, finals_S, strict=True)
     ]
-    accuracy = {
-        block.key.optimizer: 100 * float(block.values[:, -1].mean())
+    steps = own_ST.shape[1]
+    half_T = own_ST.mean(0)[max(0, steps // 2 - last_tenth(steps)) : max(1, steps // 2)]
+    accuracy_S = {
+        block.key.optimizer: 100 * block.values[:, -1]
         for block in records.select("test_accuracy", purpose="test", task=task, protocol=protocol)
     }
+    points_S = accuracy_S[rule] - accuracy_S[best] if accuracy_S else None
     return {
         "task": task, "protocol": protocol, "rule": rule, "against": best,
         "final_loss": final[best], "steps": _finite(reach), "baseline_steps": _finite(base),
-        "ratio": _ratio(reach, base), "ratio_of_each_seed": each,
-        "points_of_accuracy": accuracy[rule] - accuracy[best] if accuracy else None,
+        "ratio": _ratio(reach, base), "ratio_of_each_seed": each, "share": _ratio(reach, steps),
+        "loss_at_half": float(half_T.mean()) / final[best],
+        "points_of_accuracy": None if points_S is None else float(points_S.mean()),
+        "points_of_each_seed": None if points_S is None else points_S.tolist(),
     }  # fmt: skip
-
-
-def stability(records: Records, task: str, protocol: str) -> list[dict[str, Any]]:
-    """How much test accuracy still moves over the last epochs.
-
-    Returns:
-        For each optimizer the standard deviation over the last epochs in points, the mean over
-        seeds and the largest, steadiest first.
-    """
-    found = []
-    for block in records.select("test_accuracy", purpose="test", task=task, protocol=protocol):
-        epochs = block.values.shape[1]
-        last_SE = 100 * block.values[:, -min(LAST, max(2, epochs // 3)) :]
-        spread_S = last_SE.std(axis=1)
-        found.append(
-            {
-                "task": task, "protocol": protocol, "optimizer": block.key.optimizer,
-                "epochs": last_SE.shape[1], "spread": float(spread_S.mean()),
-                "largest": float(spread_S.max()),
-            }
-        )  # fmt: skip
-    return sorted(found, key=lambda entry: entry["spread"])
 
 
 def step_seconds(records: Records, task: str, optimizer: str) -> float | None:
@@ -97,44 +79,60 @@ def step_seconds(records: Records, task: str, optimizer: str) -> float | None:
 
 
 def clock(
-    records: Records, task: str, protocol: str, *, basis_seconds: float, subspace: Iterable[str]
+    records: Records,
+    task: str,
+    protocol: str,
+    *,
+    basis_seconds: float,
+    subspace: Iterable[str],
+    meta_seconds: Mapping[str, float] | None = None,
 ) -> list[dict[str, Any]]:
-    """Steps and seconds to the final loss of the best baseline, with and without what came before.
+    """Steps and seconds to the final loss of the best baseline, with and without what came before:
+    of the best of the subspace, and of the best of the whole space.
 
     Args:
         records: with `train_loss`, `seconds_per_step` and seconds of meta-training.
         task, protocol: of the contest.
         basis_seconds: of making one basis, which every start needs anew.
         subspace: optimizers that need one.
+        meta_seconds: of each rule's meta-training; by default as recorded when it was made.
 
     Returns:
-        For each optimizer `steps`, `seconds` of training alone, `with_basis`, and `with_all` (its
-        meta-training too, paid by one training); None where the loss is never met. `meta_seconds`
-        are spent once for all trainings.
+        For each target and optimizer `steps`, `seconds` of training alone, `with_basis`, and
+        `with_all` (its meta-training too, paid by one training); None where the loss is never met.
+        `meta_seconds` are spent once for all trainings.
     """
-    found = curves(records, task, protocol)
+    found, subspace = curves(records, task, protocol), set(subspace)
     baselines = [name for name, block in found.items() if block.key.kind == "baseline"]
-    target = min(float(score(found[name].values, "final").mean()) for name in baselines)
+    final = {name: float(score(found[name].values, "final").mean()) for name in baselines}
     rows = []
-    for name, block in found.items():
-        steps = float(first_reach(penalised(block.values).mean(0), target))
-        timed = step_seconds(records, task, name)
-        meta = sum(
-            float(cost.values.sum())
-            for cost in records.select("meta_training_seconds", task=task, protocol=protocol)
-            if cost.key.optimizer == name
-        )
-        seconds = np.inf if timed is None else steps * timed
-        basis = basis_seconds if name in set(subspace) else 0.0
-        rows.append(
-            {
-                "task": task, "protocol": protocol, "optimizer": name, "target": target,
-                "steps": _finite(steps), "seconds": _finite(seconds),
-                "with_basis": _finite(seconds + basis), "meta_seconds": meta,
-                "with_all": _finite(seconds + basis + meta),
-            }
-        )  # fmt: skip
+    for within in (True, False):
+        held = [name for name in baselines if (name in subspace) == within]
+        if not held:
+            continue
+        best = min(held, key=final.__getitem__)
+        for name, block in found.items():
+            steps = float(first_reach(penalised(block.values).mean(0), final[best]))
+            timed = step_seconds(records, task, name)
+            seconds = np.inf if timed is None else steps * timed
+            basis = basis_seconds if name in subspace else 0.0
+            meta = (meta_seconds or {}).get(name, _meta_seconds(records, task, protocol, name))
+            rows.append(
+                {
+                    "task": task, "protocol": protocol, "optimizer": name, "against": best,
+                    "target": final[best], "steps": _finite(steps), "seconds": _finite(seconds),
+                    "with_basis": _finite(seconds + basis), "meta_seconds": meta,
+                    "with_all": _finite(seconds + basis + meta),
+                }
+            )  # fmt: skip
     return rows
+
+
+def _meta_seconds(records: Records, task: str, protocol: str, optimizer: str) -> float:
+    costs = records.select(
+        "meta_training_seconds", task=task, protocol=protocol, optimizer=optimizer
+    )
+    return sum(float(block.values.sum()) for block in costs)
 
 
 def _finite(value: float) -> float | None:

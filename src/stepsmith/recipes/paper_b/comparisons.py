@@ -7,27 +7,29 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Container, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
 from stepsmith.evaluate import Records
 from stepsmith.evaluate.epochs import Contest
+from stepsmith.evaluate.statistics import stability
 from stepsmith.hub import TrainedRule
-from stepsmith.recipes.paper_b.clock import clock, speed, stability, step_seconds
+from stepsmith.recipes.paper_b.clock import clock, speed, step_seconds
 from stepsmith.recipes.paper_b.deep import (
-    FRESH,
     FULL_SPACE,
+    META_RATE,
     SUBSPACE,
     Place,
     contest,
     depth,
     depth_name,
+    fresh_places,
     learn,
     place,
 )
 from stepsmith.recipes.study import Recipe, Study
-from stepsmith.rules import Rule, l2o_dm
+from stepsmith.rules import l2o_dm
 from stepsmith.tasks.image_files import DataError
 
 _log = logging.getLogger("stepsmith")
@@ -43,6 +45,8 @@ UNROLLS = (5, 10, 15, 20)
 EPISODES = (200, 500, 1000, 2000)
 SCALES_OF_DM = (0.01, 0.1, 1.0)
 """Factors on L2O-DM's outputs: the published one and larger ones; the best by validation counts."""
+RATES_OF_DM = (0.001, 0.003)
+"""Rates of meta-Adam beside `META_RATE` for L2O-DM at its best factor."""
 
 
 def network(study: Study, name: str) -> None:
@@ -58,35 +62,49 @@ def network(study: Study, name: str) -> None:
     }
     rates |= {label: held.baseline(label, here.full, entry) for label, entry in FULL_SPACE.items()}
     held.finish()
-    fresh = [place(study, name, seed=FRESH + seed) for seed in range(depth(study).seeds)]
+    fresh = fresh_places(study, name)
     later = contest(study, name, here.task, "corrected")
     later.rule(SL2O, [other.sub for other in fresh], trained)
     for label, entry in SUBSPACE.items():
         later.baseline(label, [other.sub for other in fresh], entry, rates[label])
     for label in AGAIN:
         later.baseline(label, [other.full for other in fresh], FULL_SPACE[label], rates[label])
-    study.findings[name] = told(held, here) | {
-        "fresh_starts": [speed(study.records, name, "corrected", SL2O, SUBSPACE)],
-        "tuned": {
-            label: {"rate": found.rate, "at_edge": found.at_edge}
-            for label, found in held.tuned.items()
-        },
-    }
-
-
-def told(held: Contest, here: Place) -> dict[str, Any]:
-    """What a contest from the saved start says of speed, stability and cost."""
-    about = (held.records, held.name, held.key.protocol)
-    return {
+    study.findings[name] = {
         "parameters": here.basis.layout.total, "explained": sum(here.basis.explained),
         "basis_seconds_when_made": here.seconds,
-        "against_subspace": speed(*about, SL2O, SUBSPACE),
-        "against_full_space": speed(*about, SL2O, FULL_SPACE),
-        "stability": stability(*about),
-        "clock": clock(
-            *about, basis_seconds=basis_seconds(held, here), subspace={SL2O, *SUBSPACE}
-        ),
+        "tuned": [
+            {"optimizer": label, "rate": found.rate, "at_edge": found.at_edge}
+            for label, found in held.tuned.items()
+        ],
     }  # fmt: skip
+    for protocol, full_space in ((held.key.protocol, FULL_SPACE), (later.key.protocol, AGAIN)):
+        about = (study.records, name, protocol)
+        study.findings[name].setdefault("against_subspace", []).append(
+            speed(*about, SL2O, SUBSPACE)
+        )
+        study.findings[name].setdefault("against_full_space", []).append(
+            speed(*about, SL2O, full_space)
+        )
+    tell(study, held, here, {SL2O, *SUBSPACE})
+
+
+def tell(study: Study, held: Contest, here: Place, subspace: Iterable[str]) -> None:
+    """Findings of stability and cost under both protocols.
+
+    Args:
+        study: gets them.
+        held: the contest from the saved start; that from fresh ones has its name.
+        here: where it was held.
+        subspace: optimizers that need a basis.
+    """
+    seconds = basis_seconds(held, here)
+    for protocol in dict.fromkeys(block.key.protocol for block in study.records.select(
+            "train_loss", purpose="test", task=held.name)):  # fmt: skip
+        about = (study.records, held.name, protocol)
+        study.findings.setdefault("stability", []).extend(stability(*about))
+        study.findings.setdefault("clock", []).extend(
+            clock(*about, basis_seconds=seconds, subspace=subspace)
+        )
 
 
 def basis_seconds(held: Contest, here: Place) -> float:
@@ -99,23 +117,41 @@ def basis_seconds(held: Contest, here: Place) -> float:
 
 
 def against_subspace(
-    study: Study, name: str, here: Place, rules: Mapping[str, TrainedRule]
-) -> Contest:
-    """Rules beside the tuned baselines of the subspace, from the saved start.
+    study: Study,
+    name: str,
+    here: Place,
+    fresh: Sequence[Place],
+    rules: Mapping[str, TrainedRule],
+) -> None:
+    """Rules beside the tuned baselines of the subspace, from the saved start and from fresh ones.
 
     Args:
-        study: gets the records.
+        study: gets the records, and findings of speed and cost.
         name: of the task in the records.
-        here: the network.
+        here: the network from its saved start.
+        fresh: from starts that no rule has seen, one a seed.
         rules: to test.
     """
     held = contest(study, name, here.task)
     for label, trained in rules.items():
         held.rule(label, here.sub, trained, before=here.seconds, meta_task=label_task(label))
-    for label, entry in SUBSPACE.items():
-        held.baseline(label, here.sub, entry, before=here.seconds)
+    rates = {
+        label: held.baseline(label, here.sub, entry, before=here.seconds)
+        for label, entry in SUBSPACE.items()
+    }
     held.finish()
-    return held
+    later = contest(study, name, here.task, "corrected")
+    within = [other.sub for other in fresh]
+    for label, trained in rules.items():
+        later.rule(label, within, trained, meta_task=label_task(label))
+    for label, entry in SUBSPACE.items():
+        later.baseline(label, within, entry, rates[label])
+    for protocol in (held.key.protocol, later.key.protocol):
+        study.findings.setdefault("against_subspace", []).extend(
+            speed(study.records, name, protocol, label, SUBSPACE) for label in rules
+        )
+    tell(study, held, here, {*rules, *SUBSPACE})
+    study.findings["accuracy"] = accuracies(study.records)
 
 
 def label_task(label: str) -> str:
@@ -129,15 +165,22 @@ def data_transfer(study: Study) -> None:
     net = "resnet18" if study.scale.name == "full" else "resnet8"
     amounts = depth(study)
     sets = [amounts.data, *amounts.others, *amounts.sources]
-    places: dict[str, Place] = {}
+    left_out = []
+    rules, tested = {}, {}
     for data in sets:
         try:
-            places[data] = place(study, net, data)
+            here = place(study, net, data)
         except DataError as error:
             _log.warning("b6-data-transfer: without %s: %s", data, error)
-    study.findings["left_out"] = [data for data in sets if data not in places]
-    named = {f"{net}-{_short(data)}": where for data, where in places.items()}
-    _matrix(study, named, {f"{net}-{_short(data)}" for data in amounts.sources})
+            left_out.append(data)
+            continue
+        name = f"{net}-{_short(data)}"
+        rules[f"{SL2O} ({name})"] = learn(study, f"sl2o-{name}", here.sub)
+        if data not in amounts.sources:
+            tested[name] = (here, fresh_places(study, net, data))
+    study.findings["left_out"] = left_out
+    for name, (here, fresh) in tested.items():
+        against_subspace(study, name, here, fresh, rules)
 
 
 def _short(data: str) -> str:
@@ -149,19 +192,11 @@ def _short(data: str) -> str:
 def architecture_transfer(study: Study) -> None:
     """Table 3, right: rules of other networks."""
     places = {name: place(study, name) for name in ARCHITECTURES[depth_name(study)]}
-    _matrix(study, places)
-
-
-def _matrix(study: Study, places: Mapping[str, Place], untested: Container[str] = ()) -> None:
-    """Each place's rule on every place but those `untested`."""
     rules = {
-        f"{SL2O} ({name})": learn(study, f"sl2o-{name}", where.sub)
-        for name, where in places.items()
+        f"{SL2O} ({name})": learn(study, f"sl2o-{name}", here.sub) for name, here in places.items()
     }
-    for name, where in places.items():
-        if name not in untested:
-            against_subspace(study, name, where, rules)
-    study.findings["accuracy"] = accuracies(study.records)
+    for name, here in places.items():
+        against_subspace(study, name, here, fresh_places(study, name), rules)
 
 
 def accuracies(records: Records) -> list[dict[str, Any]]:
@@ -178,27 +213,32 @@ def accuracies(records: Records) -> list[dict[str, Any]]:
 
 
 def versus_dm(study: Study) -> None:
-    """Section 2.7: one LSTM on raw gradients, as published and with the best of some scales."""
+    """Section 2.7: one LSTM on raw gradients, as published and tuned: the factor on its outputs,
+    then the meta-rate at the best factor."""
     net = depth(study).network
     here = place(study, net)
-    found = {
-        scale: learn(study, f"l2o-dm-{net}-{scale:g}", here.sub, _dm(scale))
-        for scale in SCALES_OF_DM
-    }
-    best = min(found, key=lambda scale: found[scale].manifest["validation"]["score"])
-    rules = {
-        SL2O: learn(study, f"sl2o-{net}", here.sub), "L2O-DM as published": found[SCALES_OF_DM[0]],
-    }  # fmt: skip
-    if best != SCALES_OF_DM[0]:
-        rules[f"L2O-DM, outputs x {best:g}"] = found[best]
-    _choices(study, here, rules)
-    study.findings["validations"] = {
-        f"{scale:g}": trained.manifest["validation"]["score"] for scale, trained in found.items()
-    }
+    found: dict[tuple[float, float], TrainedRule] = {}
 
+    def validated(tried: tuple[float, float]) -> float:
+        scale, rate = tried
+        rule = l2o_dm(hidden=20, layers=1, inputs="raw", step_scale=scale, faithful=True)
+        label = f"l2o-dm-{net}-{scale:g}" + ("" if rate == META_RATE else f"-{rate:g}")
+        found[tried] = learn(study, label, here.sub, rule, lr=rate)
+        return found[tried].manifest["validation"]["score"]
 
-def _dm(scale: float) -> Rule:
-    return l2o_dm(hidden=20, layers=1, inputs="raw", step_scale=scale, faithful=True)
+    best, _ = min(((scale, META_RATE) for scale in SCALES_OF_DM), key=validated)
+    for rate in RATES_OF_DM:
+        validated((best, rate))
+    scores = {tried: trained.manifest["validation"]["score"] for tried, trained in found.items()}
+    published, tuned = (SCALES_OF_DM[0], META_RATE), min(scores, key=scores.__getitem__)
+    rules = {SL2O: learn(study, f"sl2o-{net}", here.sub), "L2O-DM as published": found[published]}
+    if tuned != published:
+        rules["L2O-DM, tuned"] = found[tuned]
+    against_subspace(study, net, here, fresh_places(study, net), rules)
+    study.findings["validations"] = [
+        {"outputs_times": scale, "meta_rate": rate, "score": score}
+        for (scale, rate), score in scores.items()
+    ]
 
 
 def unrolls(study: Study) -> None:
@@ -213,7 +253,7 @@ def unrolls(study: Study) -> None:
         )
         for steps in known
     }
-    _choices(study, here, rules)
+    against_subspace(study, amounts.network, here, fresh_places(study, amounts.network), rules)
 
 
 def episodes(study: Study) -> None:
@@ -227,13 +267,7 @@ def episodes(study: Study) -> None:
         )
         for steps in known
     }
-    _choices(study, here, rules)
-
-
-def _choices(study: Study, here: Place, rules: Mapping[str, TrainedRule]) -> None:
-    """Rules for one subspace beside its baselines, and all their accuracies."""
-    against_subspace(study, depth(study).network, here, rules)
-    study.findings["accuracy"] = accuracies(study.records)
+    against_subspace(study, amounts.network, here, fresh_places(study, amounts.network), rules)
 
 
 def _network(name: str, what: str, net: str) -> Recipe:

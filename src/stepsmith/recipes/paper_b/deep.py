@@ -31,6 +31,7 @@ from stepsmith.subspace import Snapshots, Subspace, from_trajectory
 from stepsmith.subspace.snapshots import write_snapshot
 from stepsmith.tasks import SubspaceTask, Task
 from stepsmith.tasks.started import StartedTask
+from stepsmith.tasks.wrapped import WrappedTask
 from stepsmith.unroll import Copies, TorchStepper, roll
 
 SAVED = 0
@@ -39,6 +40,9 @@ FRESH = 100
 """Seeds of fresh starts follow this one."""
 BATCHES = 3_000_000
 """Seeds from here up draw the batches that bases are made with: tests draw others."""
+
+META_RATE = 0.01
+"""Of meta-Adam, as published."""
 
 _STEPS = Schedule("steps", (0.5, 0.75))
 _EARLY = Schedule("steps", (0.3, 0.5))
@@ -80,6 +84,7 @@ class Depth:
         unroll, episode, episodes: steps of a window and of an episode of meta-training, and how
             many episodes.
         epochs: of a test.
+        tests: of an epoch: so often its accuracy is measured.
         seeds: of a test; fresh starts and bases too.
         rungs: of the tuning.
         copies: trainings at once.
@@ -99,6 +104,7 @@ class Depth:
     episode: int
     episodes: int
     epochs: int
+    tests: int
     seeds: int
     rungs: tuple[Rung, ...]
     copies: int
@@ -110,23 +116,25 @@ DEPTHS: dict[str, Depth] = {
     "full": Depth(
         "resnet20", f"cifar10{_TRAIN}", (f"cifar100{_TRAIN}",), (f"imagenet32@50000{_TRAIN}",),
         batch=128, basis_epochs=60, basis_drop=50 / 60, snapshots=1, directions=40, unroll=10,
-        episode=1000, episodes=20, epochs=100, seeds=3, rungs=RUNGS, copies=1, timing_rounds=15,
+        episode=1000, episodes=20, epochs=100, tests=1, seeds=3, rungs=RUNGS, copies=1,
+        timing_rounds=15,
     ),
     "small": Depth(
-        "resnet8", f"cifar10@10000{_TRAIN}",
+        "resnet8", f"cifar10@10000@test4000{_TRAIN}",
         (
-            f"cifar10@classes0-4@10000{_TRAIN}", f"cifar10@classes5-9@10000{_TRAIN}",
-            "fashion_mnist@rgb32@10000@crop@flip@standardised",
+            f"cifar10@classes0-4@10000@test4000{_TRAIN}",
+            f"cifar10@classes5-9@10000@test4000{_TRAIN}",
+            "fashion_mnist@rgb32@10000@test4000@crop@flip@standardised",
         ),
         (), batch=32, basis_epochs=12, basis_drop=0.8, snapshots=5, directions=40, unroll=10,
-        episode=500, episodes=16, epochs=3, seeds=3, rungs=(Rung(0.25, 5), Rung(1.0, 2)), copies=3,
-        timing_rounds=9,
+        episode=1000, episodes=12, epochs=3, tests=3, seeds=3, rungs=(Rung(0.25, 5), Rung(1.0, 2)),
+        copies=3, timing_rounds=9,
     ),
     "quick": Depth(
         "resnet8", "fashion_mnist@classes0-1@rgb32@64@crop@flip@standardised",
         ("mnist@classes0-1@rgb32@64@standardised",), ("nowhere@rgb32@64",),
         batch=8, basis_epochs=2, basis_drop=0.5, snapshots=3, directions=4, unroll=3, episode=6,
-        episodes=2, epochs=2, seeds=2, rungs=(Rung(0.5, 3), Rung(1.0, 1)), copies=2,
+        episodes=2, epochs=2, tests=3, seeds=2, rungs=(Rung(0.5, 3), Rung(1.0, 1)), copies=2,
         timing_rounds=1,
     ),
 }  # fmt: skip
@@ -164,7 +172,7 @@ class Place:
     def full(self) -> Task:
         """The whole space, from the start."""
         basis = self.basis
-        return StartedTask(self.task, basis.parameters(torch.zeros(basis.dim)), basis.buffers)
+        return StartedTask(self.task, basis.layout.tensors(basis.origin), basis.buffers)
 
     @property
     def sub(self) -> Task:
@@ -207,11 +215,23 @@ def place(study: Study, network: str, data: str | None = None, seed: int = SAVED
     return Place(task, basis)
 
 
+def fresh_places(study: Study, network: str, data: str | None = None) -> list[Place]:
+    """As `place`, from starts that neither rules nor rates have seen, one a seed of a test."""
+    return [place(study, network, data, FRESH + seed) for seed in range(depth(study).seeds)]
+
+
 def epoch_steps(task: Task, batch: int) -> int:
     """Steps in which as many examples are drawn as there are."""
+    while isinstance(task, WrappedTask):
+        task = task.task
     data = getattr(task, "data", None)
     assert data is not None, "a ModuleTask"
     return max(1, len(data.train[0]) // batch)
+
+
+def _length(amounts: Depth, task: Task) -> Length:
+    """Of a test."""
+    return Length(amounts.epochs, epoch_steps(task, amounts.batch), amounts.tests)
 
 
 def _make_basis(task: Task, seed: int, amounts: Depth, folder: Path, path: Path) -> None:
@@ -294,15 +314,17 @@ def learn(
         changes: to the configuration of `meta_train`.
     """
     amounts = depth(study)
-    steps = episode or amounts.episode
-    config = {
-        "steps": budget or amounts.episode * amounts.episodes, "horizon": steps,
-        "window": unroll or amounts.unroll, "copies": 1, "samples": None, "lr": 0.01,
-        # Whole episodes of a deep network are dear: a validation is one, and not a long one.
-        "validations": 4, "validation_copies": 1, "validation_horizon": min(steps, 200),
-        **changes,
-    }  # fmt: skip
     given = [tasks] if isinstance(tasks, Task) else list(tasks)
+    length = _length(amounts, given[0])
+    config = {
+        "steps": budget or amounts.episode * amounts.episodes,
+        "horizon": episode or amounts.episode, "window": unroll or amounts.unroll, "copies": 1,
+        "samples": None, "lr": META_RATE,
+        # Whole trainings of a deep network are dear: a validation is one, as long as a test or an
+        # episode, and judged as tests are.
+        "validations": 4, "validation_copies": 1, "validation_loss": "final",
+        "validation_horizon": min(length.total, amounts.episode), **changes,
+    }  # fmt: skip
     return study.meta_train(label, given, rule or sl2o_rule(), config)
 
 
@@ -317,7 +339,7 @@ def contest(study: Study, name: str, task: Task, protocol: str = "as-published")
             and bases are fresh.
     """
     amounts = depth(study)
-    length = Length(amounts.epochs, epoch_steps(task, amounts.batch))
+    length = _length(amounts, task)
     key = Key(recipe=study.recipe, scale=study.scale.name, protocol=protocol)
     return Contest(
         name, length, range(amounts.seeds), key, study.records, study.cache / "deep",

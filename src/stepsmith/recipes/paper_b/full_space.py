@@ -6,21 +6,33 @@ from __future__ import annotations
 import multiprocessing
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 
 from stepsmith.hub import TrainedRule
-from stepsmith.machine import peak_memory
+from stepsmith.machine import peak_memory, start_peak
 from stepsmith.meta import MetaTrainConfig
 from stepsmith.meta.trainer import Run
-from stepsmith.recipes.paper_b.clock import clock, speed
-from stepsmith.recipes.paper_b.comparisons import SL2O, basis_seconds
-from stepsmith.recipes.paper_b.deep import FULL_SPACE, SUBSPACE, contest, depth, learn, place
+from stepsmith.recipes.paper_b.clock import speed
+from stepsmith.recipes.paper_b.comparisons import AGAIN, SL2O, tell
+from stepsmith.recipes.paper_b.deep import (
+    FULL_SPACE,
+    SUBSPACE,
+    contest,
+    depth,
+    depth_name,
+    fresh_places,
+    learn,
+    place,
+)
 from stepsmith.recipes.study import Recipe, Study
 from stepsmith.rules import Rule, make_rule, rnnprop
-from stepsmith.tasks import Task
-from stepsmith.unroll import Copies, RuleStepper, roll
+from stepsmith.tasks import ModuleTask, Task
+from stepsmith.tasks.networks import get_network
+from stepsmith.unroll import Copies, RuleStepper, TorchStepper, roll
 
 RULES: dict[str, Rule] = {
     "SL2O's rule, all parameters": rnnprop(step_scale=0.01),
@@ -28,81 +40,117 @@ RULES: dict[str, Rule] = {
 }
 """The rule of the supplement with steps that suit single weights, and this library's own."""
 
-WINDOW = 50
+NETWORKS = {"full": ("resnet20", "resnet18"), "small": ("resnet20",), "quick": ("resnet8",)}
+"""Whose parameters are all trained, by scale."""
+WINDOW = 20
 """Steps of a window: memory does not grow with it."""
 SAMPLES = 400_000
 """Coordinate-steps replayed a window."""
+MEASURED = {"full": ("resnet20", "resnet18"), "small": ("resnet20", "resnet18"),
+            "quick": ("resnet8",)}  # fmt: skip
+"""Whose memory is measured, by scale."""
+IMAGE, CLASSES = (3, 32, 32), 10
+"""Of the images that memory is measured on."""
+WARM_UP = "resnet8"
+STEPS = 100
+"""Inner steps over which memory is measured, in two windows."""
 
 
 def all_parameters(study: Study) -> None:
-    """The rules on all parameters of ResNet-20 beside SL2O and the tuned baselines; memory and rate
-    of meta-training them on ResNet-20 and ResNet-18."""
-    here = place(study, "resnet20")
-    held = contest(study, "resnet20", here.task)
-    trained = learn(study, "sl2o-resnet20", here.sub)
-    held.rule(SL2O, here.sub, trained, before=here.seconds)
-    amounts = depth(study)
+    """The rules on all parameters beside SL2O and the tuned baselines, from the saved start and
+    from fresh ones; memory and rate of meta-training them."""
+    for name in NETWORKS[depth_name(study)]:
+        _network(study, name)
+    study.findings["memory"] = [memory(study, name) for name in MEASURED[depth_name(study)]]
+
+
+def _network(study: Study, name: str) -> None:
+    here, fresh, amounts = place(study, name), fresh_places(study, name), depth(study)
+    within = learn(study, f"sl2o-{name}", here.sub)
     window = WINDOW if amounts.episode % WINDOW == 0 else amounts.unroll
-    for number, (label, rule) in enumerate(RULES.items()):
-        trained = learn(
-            study, f"full-space-resnet20-{number + 1}", here.task, rule, unroll=window,
+    rules = {
+        label: learn(
+            study, f"full-space-{name}-{number + 1}", here.task, rule, unroll=window,
             samples=SAMPLES,
-        )  # fmt: skip
+        )
+        for number, (label, rule) in enumerate(RULES.items())
+    }  # fmt: skip
+    held, later = contest(study, name, here.task), contest(study, name, here.task, "corrected")
+    held.rule(SL2O, here.sub, within, before=here.seconds)
+    for label, trained in rules.items():
         held.rule(label, here.full, trained)
-    for label, entry in SUBSPACE.items():
-        held.baseline(label, here.sub, entry, before=here.seconds)
-    for label, entry in FULL_SPACE.items():
-        held.baseline(label, here.full, entry)
+    rates = {
+        label: held.baseline(label, here.sub, entry, before=here.seconds)
+        for label, entry in SUBSPACE.items()
+    }
+    rates |= {label: held.baseline(label, here.full, entry) for label, entry in FULL_SPACE.items()}
     held.finish()
-    about = (study.records, "resnet20", held.key.protocol)
-    study.findings["against_sl2o"] = {label: speed(*about, label, [SL2O]) for label in RULES}
-    study.findings["clock"] = clock(
-        *about, basis_seconds=basis_seconds(held, here), subspace={SL2O, *SUBSPACE}
-    )
-    networks = ("resnet8",) if study.scale.name == "quick" else ("resnet20", "resnet18")
-    study.findings["memory"] = [memory(study, name) for name in networks]
+    later.rule(SL2O, [other.sub for other in fresh], within)
+    for label, trained in rules.items():
+        later.rule(label, [other.full for other in fresh], trained)
+    for label in AGAIN:
+        later.baseline(label, [other.full for other in fresh], FULL_SPACE[label], rates[label])
+    for protocol in (held.key.protocol, later.key.protocol):
+        about = (study.records, name, protocol)
+        study.findings.setdefault("against_sl2o", []).extend(
+            speed(*about, label, [SL2O]) for label in RULES
+        )
+    tell(study, held, here, {SL2O, *SUBSPACE})
 
 
-def memory(study: Study, network: str, windows: int = 2) -> dict[str, Any]:
+def memory(study: Study, network: str) -> dict[str, Any]:
     """Peak memory of deploying and of meta-training a rule on a network, in processes of their own.
 
     Args:
         study: says how much.
         network: which.
-        windows: of meta-training, of the length of the recipe's; the first is not in the rate.
 
     Returns:
-        Bytes above those of a process that only takes gradients' place (imports, data, one
-        optimizee): `deployment` and `meta_training`, their ratio, and inner steps a second. On a
-        GPU, bytes allocated there.
+        Bytes above those of a process that has the network and its data but no optimizee yet: of
+        `training` by SGD (an optimizee, its gradient and what the pass through it needs), of
+        `deployment` of the rule, and of `meta_training`, validation included; its ratio to
+        deployment, and inner steps a second. On a GPU, bytes allocated there.
     """
     study.say(f"{network}: memory of meta-training")
     amounts = depth(study)
-    data = amounts.data.partition("@")[0]
-    given = (f"{network}-{data}@rgb32@200", study.where, amounts.batch, study.device)
-    steps = WINDOW
-    if study.scale.name == "quick":
-        steps = amounts.unroll
-    base, _ = _alone(_base, *given)
-    deployed, _ = _alone(_deploy, *given, windows * steps)
-    trained, rate = _alone(_meta_train, *given, windows, steps)
+    steps = STEPS if study.scale.name != "quick" else 2 * amounts.unroll
+    given = (network, amounts.batch, study.device, steps)
+    trained, _ = _alone(_train, *given)
+    deployed, _ = _alone(_deploy, *given)
+    learned, rate = _alone(_meta_train, *given)
     return {
-        "network": network, "batch": amounts.batch, "inner_steps": windows * steps,
-        "deployment": deployed - base, "meta_training": trained - base,
-        "ratio": (trained - base) / max(1, deployed - base), "inner_steps_per_second": rate,
+        "network": network, "batch": amounts.batch, "inner_steps": steps, "training": trained,
+        "deployment": deployed, "meta_training": learned, "ratio": learned / deployed,
+        "inner_steps_per_second": rate,
     }  # fmt: skip
 
 
-def _alone(measure: Callable[..., tuple[int, float]], *arguments: Any) -> tuple[int, float]:
-    """In a fresh process, whose peak is nobody else's."""
+def _alone(measure: Callable[[Task, int], float | None], *given: Any) -> tuple[int, float | None]:
+    """In a fresh process, whose peak is nobody else's: bytes, and what `measure` returns."""
     with multiprocessing.get_context("spawn").Pool(1) as pool:
-        return pool.apply(measure, arguments)
+        return pool.apply(_measured, (measure, *given))
 
 
-def _task(name: str, where: dict[str, Any], batch: int, device: str) -> Task:
-    from stepsmith.tasks import make_task
+def _measured(
+    measure: Callable[[Task, int], float | None], network: str, batch: int, device: str, steps: int
+) -> tuple[int, float | None]:
+    measure(_random_task(WARM_UP, batch, device), 4)  # what is loaded or compiled once is not of it
+    task = _random_task(network, batch, device)
+    before = start_peak(task.device)
+    told = measure(task, steps)
+    return peak_memory(task.device) - before, told
 
-    return make_task(name, batch_size=batch, device=device, **where)
+
+def _random_task(network: str, batch: int, device: str) -> Task:
+    """A network on random images: to decode a data set would leave memory for what follows to hide
+    in."""
+    draw = torch.Generator().manual_seed(0)
+    images = torch.randn(256, *IMAGE, generator=draw)
+    labels = torch.randint(CLASSES, (256,), generator=draw)
+    return ModuleTask(
+        partial(get_network(network), torch.Size(IMAGE), CLASSES), F.cross_entropy,
+        (images, labels), batch_size=batch, device=device,
+    )  # fmt: skip
 
 
 def _rule() -> TrainedRule:
@@ -110,37 +158,27 @@ def _rule() -> TrainedRule:
     return TrainedRule(rule, rule.init(torch.Generator().manual_seed(0)), {})
 
 
-def _peak(task: Task) -> int:
-    if task.device.type == "cuda":
-        return torch.cuda.max_memory_allocated(task.device)
-    return peak_memory()
-
-
-def _base(*given: Any) -> tuple[int, float]:
-    task = _task(*given)
-    Copies(task, [0])
-    return _peak(task), 0.0
-
-
-def _deploy(*given: Any) -> tuple[int, float]:
-    *where, steps = given
-    task, trained = _task(*where), _rule()
+def _train(task: Task, steps: int) -> None:
     copies = Copies(task, [0])
-    stepper = RuleStepper(trained.rule, trained.weights, copies.theta, copies.layout)
-    roll(copies, stepper, steps)
-    return _peak(task), 0.0
+    sgd = partial(torch.optim.SGD, lr=0.01)
+    roll(copies, TorchStepper(sgd, copies.theta, copies.layout), steps)
 
 
-def _meta_train(*given: Any) -> tuple[int, float]:
-    *where, windows, steps = given
-    task = _task(*where)
-    config = MetaTrainConfig(steps=1, horizon=steps, copies=1, samples=SAMPLES)
+def _deploy(task: Task, steps: int) -> None:
+    copies, trained = Copies(task, [0]), _rule()
+    roll(copies, RuleStepper(trained.rule, trained.weights, copies.theta, copies.layout), steps)
+
+
+def _meta_train(task: Task, steps: int) -> float:
+    config = MetaTrainConfig(
+        steps=steps, horizon=steps // 2, copies=1, samples=SAMPLES, validation_copies=1
+    )
     run = Run([task], _rule(), config)
+    run.validate()
     run.window()
     begun = time.perf_counter()
-    for _ in range(windows - 1):
-        run.window()
-    return _peak(task), steps * (windows - 1) / (time.perf_counter() - begun)
+    run.window()
+    return steps / 2 / (time.perf_counter() - begun)
 
 
 RECIPES = (

@@ -116,6 +116,32 @@ def principal(study: Study) -> None:
         losses_ST, updates_STK = updates(here.sub, make, seeds, steps)
         _keep(study.records, own, losses_ST, updates_STK, seeds)
         study.findings[name] = statements(updates_STK)
+    study.findings["claims"] = claims(study.findings[SL2O], study.findings[MOMENTUM])
+
+
+def claims(
+    rule: Sequence[dict[str, Any]], momentum: Sequence[dict[str, Any]]
+) -> list[dict[str, Any]]:
+    """The paper's three statements of figure 7, and in how many of the seeds each holds.
+
+    Args:
+        rule, momentum: what `statements` says of each, seed by seed; seeds in which either has not
+            moved, or not to a finite place, count as not.
+    """
+    pairs = list(zip(rule, momentum, strict=True))
+    moved = [(own, other) for own, other in pairs if own["size"] and other["size"]]
+    holds = {
+        "the scales of the rule's updates vary more than momentum's": sum(
+            own["spread"] > other["spread"] for own, other in moved
+        ),
+        "the rule's updates decay without a schedule, and more than momentum's": sum(
+            own["decay"] < min(1.0, other["decay"]) for own, other in moved
+        ),
+        "the rule moves directions 2 and 3 before direction 1": sum(
+            own["others_before_first"] for own, _ in moved
+        ),
+    }
+    return [{"claim": claim, "holds": count, "seeds": len(pairs)} for claim, count in holds.items()]
 
 
 def _keep(
