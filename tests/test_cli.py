@@ -48,6 +48,8 @@ def test_train_evaluate_report_info(tmp_path, capsys, monkeypatch):
     code, out, _ = run(capsys, "info", rule)
     assert "horizon" in out
     assert "LSTMRule" in out
+    assert "threads on" in " ".join(out.split())  # the machine, in words
+    assert "memory_gib" not in out
 
 
 def test_evaluate_keeps_tuned_baselines(tmp_path, capsys, monkeypatch):

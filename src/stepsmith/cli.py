@@ -344,15 +344,15 @@ def bench(
     with console.status(f"timing {made.name}"):
         times = seconds_per_step(made, optimizers, rounds=rounds)
     table = Table("optimizer", "backend", "step, ms", "ns a parameter", "share of training")
-    for name, pairs in times.items():
-        step = statistics.median(whole - gradient for whole, gradient in pairs)
-        share = statistics.median((whole - gradient) / whole for whole, gradient in pairs)
+    for name, taken in times.items():
+        step = statistics.median(one.whole - one.gradient for one in taken)
+        share = statistics.median((one.whole - one.gradient) / one.whole for one in taken)
         used = ""
         if name in named:
             used = resolve(named[name].rule, backend, torch.float32, made.device)
         table.add_row(name, used, f"{step * 1e3:.3g}", f"{step / count * 1e9:.3g}", f"{share:.0%}")
     console.print(table)
-    gradient = statistics.median(part for pairs in times.values() for _, part in pairs)
+    gradient = statistics.median(one.gradient for taken in times.values() for one in taken)
     console.print(
         f"{made.name}: {count:,} parameters; its gradient takes {gradient * 1e3:.3g} ms. Medians "
         f"of {rounds} rounds, {torch.get_num_threads()} threads."

@@ -29,7 +29,8 @@ class TrainedRule:
         rule: the definition.
         weights: by name, float32.
         manifest: JSON-able: `meta_training` (configuration), `tasks`, `horizon` (steps an episode
-            lasted), `validation`, `seconds`, `core_seconds`, `licence`, `version`, `name`.
+            lasted), `validation`, `seconds`, `core_seconds`, `machine` (that it ended on),
+            `licence`, `version`, `name`.
 
     Raises:
         CheckpointError: weights missing, superfluous, of the wrong shape for the rule, not

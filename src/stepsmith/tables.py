@@ -72,6 +72,7 @@ def described(trained: TrainedRule) -> Table:
         ("validation", json.dumps(manifest.get("validation"))),
         ("meta-training", json.dumps(manifest.get("meta_training"))),
         ("cost", f"{manifest.get('seconds')} s, {cores}{manifest.get('inner_steps')} inner steps"),
+        *([("made on", _machine(manifest["machine"]))] if "machine" in manifest else []),
         ("version", str(manifest.get("version"))),
         ("licence", str(manifest.get("licence"))),
     ]
@@ -79,3 +80,10 @@ def described(trained: TrainedRule) -> Table:
     for label, value in lines:
         table.add_row(f"[bold]{label}", value)
     return table
+
+
+def _machine(machine: dict[str, Any]) -> str:
+    """A manifest's machine in words."""
+    told = [machine.get("processor"), machine.get("accelerator")]
+    told.append(f"{machine.get('threads')} threads on {machine.get('cores')} cores")
+    return ", ".join(part for part in told if part)

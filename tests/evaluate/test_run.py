@@ -99,6 +99,14 @@ def test_evaluate_compares_rules_and_baselines(tiny_task):
     assert not tuning & test
     assert next(result.records.select("meta_training_seconds")).values.item() == 2.0
     assert next(result.records.select("meta_training_core_seconds")).values.item() == 3.5
+    for name in ("mine", "adam", "nag"):
+        whole, gradient, core = (
+            next(result.records.select(metric, purpose="cost", optimizer=name)).values
+            for metric in ("seconds_per_step", "gradient_seconds", "core_seconds_per_step")
+        )
+        assert (whole > gradient).all()
+        assert (gradient > 0).all()
+        assert (core > 0).all()
 
 
 def test_all_optimizers_start_from_the_same_losses(tiny_task):

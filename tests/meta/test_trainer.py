@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from stepsmith import load, store
-from stepsmith.meta import MetaTrainConfig, meta_train, train_curriculum
+from stepsmith.machine import machine
+from stepsmith.meta import MetaTrainConfig, meta_train, train_curriculum, trainer
 from stepsmith.meta.trainer import Run
 from stepsmith.rules import make_rule
 from stepsmith.store import CheckpointError
@@ -168,6 +169,16 @@ def test_core_seconds_add_up_over_resumes_and_parents(tmp_path, monkeypatch):
     further = meta_train(Quadratic(3), more, steps=72, **SMALL).manifest
     assert further["core_seconds"] == more.manifest["core_seconds"] + alone
     assert further["parent"]["core_seconds"] == more.manifest["core_seconds"]
+
+
+def test_the_manifest_names_the_machine_of_every_stage(monkeypatch):
+    monkeypatch.setattr(trainer, "machine", lambda: {"processor": "first"})
+    first = meta_train(Quadratic(3), steps=72, **SMALL)
+    monkeypatch.undo()
+    second = meta_train(Quadratic(3), first, steps=72, **SMALL)
+    assert first.manifest["machine"] == {"processor": "first"}
+    assert second.manifest["parent"]["machine"] == {"processor": "first"}
+    assert second.manifest["machine"] == machine()
 
 
 def test_core_seconds_that_are_not_known_are_not_claimed(tmp_path):

@@ -86,6 +86,28 @@ def test_break_even_is_meta_seconds_over_seconds_saved():
     assert "meta-training took 30 s (55 core-seconds)." in cost_sentences([entry])[0]
 
 
+def test_break_even_prefers_the_meta_training_timed_beside_the_steps():
+    records = made(learned_rate=0.3, ms=(1.5, 1.0))
+    meta = next(records.select("meta_training_seconds")).key
+    (before,) = break_even(summarise(records), records)
+    records.add(meta, "meta_training_seconds_here", [60.0], seeds=[0], steps=[0])
+    (entry,) = break_even(summarise(records), records)
+    assert (entry["meta_seconds"], entry["meta_core_seconds"]) == (60.0, 55.0)
+    assert entry["trainings"] == pytest.approx(2 * before["trainings"])
+
+
+def test_break_even_takes_each_tasks_own_meta_training():
+    records = made(task="one")
+    others = made(task="other")
+    for block in others.blocks:
+        if block.metric.startswith("meta_training"):
+            block.values[:] *= 10
+    records.extend(others)
+    entries = break_even(summarise(records), records)
+    assert {entry["task"]: entry["meta_seconds"] for entry in entries} == {"one": 30, "other": 300}
+    assert {entry["meta_core_seconds"] for entry in entries} == {55, 550}
+
+
 def test_core_seconds_not_recorded_are_not_told():
     records = made()
     blocks = [b for b in records.blocks if b.metric != "meta_training_core_seconds"]

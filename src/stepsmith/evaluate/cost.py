@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Mapping
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -13,6 +14,20 @@ from stepsmith.tasks.base import Task
 MakeOptimizer = Callable[[Iterable[Tensor]], torch.optim.Optimizer]
 
 
+class StepTime(NamedTuple):
+    """Seconds of a training step.
+
+    Attributes:
+        whole: by the clock, gradient and optimizer.
+        gradient: the part of `whole` before the optimizer's step.
+        core: processor time of all threads; of a GPU's work only what the host spends on it.
+    """
+
+    whole: float
+    gradient: float
+    core: float
+
+
 def seconds_per_step(
     task: Task,
     optimizers: Mapping[str, MakeOptimizer],
@@ -20,7 +35,7 @@ def seconds_per_step(
     rounds: int = 15,
     steps: int = 5,
     seed: int = 0,
-) -> dict[str, list[tuple[float, float]]]:
+) -> dict[str, list[StepTime]]:
     """Time whole training steps of one optimizee, as a user would run them.
 
     The optimizers take turns within each round, so that a slow moment of a shared machine hits all
@@ -34,7 +49,7 @@ def seconds_per_step(
         seed: of the start and the batches.
 
     Returns:
-        name -> `rounds` pairs of (seconds of a whole step, seconds of its gradient part).
+        name -> `rounds` times of a step, each the mean of `steps`.
     """
     placed = {name: (task, make) for name, make in optimizers.items()}
     return seconds_in_turn(placed, rounds=rounds, steps=steps, seed=seed)
@@ -46,7 +61,7 @@ def seconds_in_turn(
     rounds: int = 15,
     steps: int = 5,
     seed: int = 0,
-) -> dict[str, list[tuple[float, float]]]:
+) -> dict[str, list[StepTime]]:
     """`seconds_per_step` for optimizers each of which has a task of its own, such as a subspace's.
 
     Args:
@@ -57,11 +72,12 @@ def seconds_in_turn(
         As there.
     """
     trainers = {name: _Trainer(task, make, seed) for name, (task, make) in optimizers.items()}
-    times: dict[str, list[tuple[float, float]]] = {name: [] for name in optimizers}
+    times: dict[str, list[StepTime]] = {name: [] for name in optimizers}
     for round_ in range(rounds + 1):
         for name, trainer in trainers.items():
             task = optimizers[name][0]
             gradient = step = 0.0
+            begun_cores = time.process_time()
             for _ in range(steps):
                 begun = _now(task)
                 trainer.gradient()
@@ -69,8 +85,11 @@ def seconds_in_turn(
                 trainer.optimizer.step()
                 gradient += middle - begun
                 step += _now(task) - middle
+            cores = time.process_time() - begun_cores
             if round_:
-                times[name].append(((gradient + step) / steps, gradient / steps))
+                times[name].append(
+                    StepTime((gradient + step) / steps, gradient / steps, cores / steps)
+                )
     return times
 
 

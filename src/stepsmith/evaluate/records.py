@@ -84,9 +84,10 @@ class Block:
         split: of the data: `train`, `test`, `meta_valid` or empty.
         metric: `train_loss` (before each step), `final_loss` (its mean over the last tenth),
             `test_loss`, `test_accuracy`, `rate`, `at_edge`,
-            `seconds_per_step`, `gradient_seconds`, `meta_training_seconds`,
-            `meta_training_core_seconds`, `validation_score`, `core_seconds` (processor time of
-            tuning and testing).
+            `seconds_per_step`, `gradient_seconds`, `core_seconds_per_step`,
+            `meta_training_seconds`, `meta_training_core_seconds` (both as the rule's manifest says,
+            and with `_here` as timed again beside the steps), `validation_score`, `core_seconds`
+            (processor time of tuning and testing).
         seeds: (S,) int64.
         steps: (T,) int32.
         values: (S, T) float64.

@@ -222,14 +222,12 @@ def add_costs(
     add_times(records, cost.seconds_per_step(task, timed, rounds=rounds), key)
 
 
-def add_times(
-    records: Records, times: Mapping[str, Sequence[tuple[float, float]]], key: Key
-) -> None:
-    """Record seconds of whole steps and of their gradients, a pair a round, by optimizer."""
-    for name, pairs in times.items():
+def add_times(records: Records, times: Mapping[str, Sequence[cost.StepTime]], key: Key) -> None:
+    """Record what steps took, by optimizer, one round a seed."""
+    metrics = ("seconds_per_step", "gradient_seconds", "core_seconds_per_step")
+    for name, rounds in times.items():
         own = replace(key, purpose="cost", optimizer=name)
-        for metric, column in (("seconds_per_step", 0), ("gradient_seconds", 1)):
-            values = [pair[column] for pair in pairs]
+        for metric, values in zip(metrics, zip(*rounds, strict=True), strict=True):
             records.add(own, metric, values, seeds=range(len(values)), steps=[0])
 
 

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from stepsmith.hub import TrainedRule
+from stepsmith.machine import machine
 from stepsmith.meta.adjoint import Window
 from stepsmith.meta.checkpoint import load_run, require_fresh, save_run
 from stepsmith.meta.config import MetaTrainConfig
@@ -196,6 +197,7 @@ class Run:
             "skipped": progress.skipped,
             "diverged": progress.diverged,
             "validations": progress.validations,
+            "machine": machine(),
             "torch": torch.__version__.split("+")[0],
         }
         parent_cores = before.get("core_seconds") if self.parent else 0.0
@@ -203,7 +205,7 @@ class Run:
             manifest["core_seconds"] = round(progress.core_seconds + parent_cores, 1)
         if self.parent is not None:
             kept = ("name", "tasks", "horizon", "seconds", "core_seconds", "inner_steps",
-                    "meta_training", "parent")  # fmt: skip
+                    "meta_training", "machine", "parent")  # fmt: skip
             manifest["parent"] = {key: before[key] for key in kept if key in before}
             manifest["parent"]["fingerprint"] = self.parent.fingerprint
         weights = {key: value.cpu().clone() for key, value in self.best.items()}

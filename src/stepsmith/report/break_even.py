@@ -25,7 +25,8 @@ def break_even(rows: list[dict[str, Any]], records: Records) -> list[dict[str, A
     trainings = seconds of meta-training / (seconds in which the best baseline reaches its own final
     loss - seconds in which the rule reaches it), both with what is spent before each training (on
     a subspace), and None (never) where the rule is not faster or
-    never reaches it.
+    never reaches it. Seconds of meta-training are those of the machine that timed the steps, where
+    they were timed there again, and otherwise those of the machine it ran on.
 
     Args:
         rows: of the summary.
@@ -41,7 +42,7 @@ def break_even(rows: list[dict[str, Any]], records: Records) -> list[dict[str, A
     for row in rows:
         if row["metric"] != "seconds_to_baseline" or row["kind"] != "learned":
             continue
-        meta = _recorded(records, "meta_training_seconds", row["optimizer"])
+        meta = _meta_training(records, "seconds", row)
         if meta is None:
             continue
         group = {key: row[key] for key in ("protocol", "task", "horizon")}
@@ -58,9 +59,7 @@ def break_even(rows: list[dict[str, Any]], records: Records) -> list[dict[str, A
             {
                 **group, "optimizer": row["optimizer"], "against": row["against"],
                 "meta_seconds": meta,
-                "meta_core_seconds": _recorded(
-                    records, "meta_training_core_seconds", row["optimizer"]
-                ),
+                "meta_core_seconds": _meta_training(records, "core_seconds", row),
                 "steps": _value(rows, "steps_to_baseline", own),
                 "baseline_steps": _value(rows, "steps_to_baseline", other),
                 "step_ms": _value(rows, "seconds_per_step", own, 1e3, "median"),
@@ -79,9 +78,14 @@ def _before(records: Records, task: str, optimizer: str) -> float:
     return max((float(block.values.max()) for block in blocks), default=0.0)
 
 
-def _recorded(records: Records, metric: str, optimizer: str) -> float | None:
-    values = [float(b.values.item()) for b in records.select(metric, optimizer=optimizer)]
-    return float(np.mean(values)) if values else None
+def _meta_training(records: Records, unit: str, row: dict[str, Any]) -> float | None:
+    """What the meta-training of a row's rule took, timed here where it was; None if unknown."""
+    about = {key: row[key] for key in ("protocol", "task", "optimizer")}
+    for metric in (f"meta_training_{unit}_here", f"meta_training_{unit}"):
+        values = [float(block.values.item()) for block in records.select(metric, **about)]
+        if values:
+            return float(np.mean(values))
+    return None
 
 
 def _value(

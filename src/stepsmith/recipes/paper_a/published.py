@@ -16,7 +16,11 @@ from typing import TYPE_CHECKING
 import torch
 import torch.nn.functional as F
 
+from stepsmith.evaluate import Key
+from stepsmith.evaluate.cost import MakeOptimizer, seconds_in_turn
+from stepsmith.evaluate.run import add_times
 from stepsmith.hub import TrainedRule
+from stepsmith.optim import LearnedOptimizer
 from stepsmith.tasks import ModuleTask, Task, load_images
 from stepsmith.tasks.networks.convnet import ConvNet
 from stepsmith.tasks.networks.mlp import MLP
@@ -83,6 +87,7 @@ def compare(
     rules: Mapping[str, TrainedRule],
     *,
     others: Mapping[str, tuple[TrainedRule, str]] | None = None,
+    timing: bool = False,
 ) -> None:
     """Rules beside the paper's baselines at the paper's rates.
 
@@ -91,9 +96,11 @@ def compare(
         name: the task, a key of `RATES`.
         rules: for the figure's learned curves; batch-norm's scale and shift stay untouched.
         others: name -> (rule, the task it really trained), for a curve that shows another task.
+        timing: time the steps of all of them too, in turn.
     """
     optimizers = {opt: partial(_MAKE[opt], lr=rate) for opt, rate in RATES[name].items()}
-    study.compare(task(study, name), {}, (), protocol=PROTOCOL, optimizers=optimizers)
+    by_hand = task(study, name)
+    study.compare(by_hand, {}, (), protocol=PROTOCOL, optimizers=optimizers)
     by_rules = [(rules, task(study, name, affine=False))]
     for label, (trained, trained_on) in (others or {}).items():
         shown = task(study, trained_on)
@@ -102,3 +109,18 @@ def compare(
     for named, made in by_rules:
         if named:
             study.compare(made, named, (), protocol=PROTOCOL)
+    if not timing:
+        return
+    study.say(f"{name}: timing steps")
+    placed: dict[str, tuple[Task, MakeOptimizer]] = {
+        opt: (by_hand, make) for opt, make in optimizers.items()
+    }
+    for named, made in by_rules:
+        for label, trained in named.items():
+            placed[label] = (made, partial(LearnedOptimizer, rule=trained))
+    key = Key(
+        recipe=study.recipe, scale=study.scale.name, protocol=PROTOCOL, task=name,
+        network=by_hand.network_name, data=by_hand.data_name, horizon=study.scale.first.steps,
+    )  # fmt: skip
+    times = seconds_in_turn(placed, rounds=study.scale.timing_rounds)
+    add_times(study.records, times, key)

@@ -165,10 +165,7 @@ def learned(study: Study, name: str) -> TrainedRule:
     Raises:
         ValueError: unknown name.
     """
-    if name not in RULES:
-        raise unknown("rule of the recipes", name, RULES)
-    plan = RULES[name]
-    tasks = [_task(study, plan, task) for task in plan.tasks]
+    tasks, plan = meta_tasks(study, name), RULES[name]
     trained: TrainedRule | None = None
     for number, config in enumerate(plan.stages):
         label = f"{name}-{number + 1}" if number else name
@@ -176,6 +173,17 @@ def learned(study: Study, name: str) -> TrainedRule:
         trained = study.meta_train(label, tasks, trained or plan.rule, scaled)
     assert trained is not None
     return replace(trained, manifest={**trained.manifest, "name": name})
+
+
+def meta_tasks(study: Study, name: str) -> list[Task]:
+    """The tasks that a rule of `RULES` is meta-trained on.
+
+    Raises:
+        ValueError: unknown name.
+    """
+    if name not in RULES:
+        raise unknown("rule of the recipes", name, RULES)
+    return [_task(study, RULES[name], task) for task in RULES[name].tasks]
 
 
 def _task(study: Study, plan: MetaTraining, name: str) -> Task:
