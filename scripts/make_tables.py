@@ -2,8 +2,9 @@
 
     python scripts/make_tables.py [--check]
 
-A line `<!-- table: RECIPE -->` is followed by the table of that recipe's largest scale there is, up
-to `<!-- end -->`. With --check nothing is written, and the exit code says whether it would change.
+A line `<!-- table: RECIPE -->` is followed by the table of losses of that recipe's largest scale
+there is and by those of its findings, up to `<!-- end -->`. With --check nothing is written, and
+the exit code says whether it would change.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+from stepsmith.report.findings import findings_tables
 from stepsmith.report.verdict import ratio_text
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -28,6 +30,10 @@ DEEP_HEAD = (
     "| steps to best | diverged |\n|---|---|---|---|---|---|---|---|---|---|"
 )
 """Of the deep networks' contests: every optimizer is shown."""
+FINDINGS_ALONE = ("a15-techniques",)
+"""Recipes of so many rules that what is found of them stands for their losses."""
+LONGEST = 30
+"""Lines of a table of findings; longer ones are left to the report."""
 
 
 def main() -> None:
@@ -48,14 +54,29 @@ def main() -> None:
         raise SystemExit(int(stale))
 
 
-def table(recipe: str) -> str:
-    """The Markdown table of a recipe, or a line that says that it was not run."""
+def table(recipe: str, results: Path = ROOT / "results") -> str:
+    """The Markdown tables of a recipe, or a line that says that it was not run."""
     for scale in SCALES:
-        path = ROOT / "results" / recipe / scale / "summary.json"
-        if path.exists():
-            summary = json.loads(path.read_text())
-            return (_deep_table if recipe.startswith("b") else _table)(summary, scale)
+        folder = results / recipe / scale
+        if not (folder / "summary.json").exists():
+            continue
+        summary = json.loads((folder / "summary.json").read_text())
+        config = json.loads((folder / "config.json").read_text())
+        parts = [_where(summary, config, scale)]
+        if recipe not in FINDINGS_ALONE:
+            losses = (_deep_table if recipe.startswith("b") else _table)(summary)
+            parts.insert(0, losses)
+        return "\n\n".join([*parts, *_findings(config)])
     return f"\nNot yet run: `stepsmith recipe run {recipe}`.\n"
+
+
+def _findings(config: dict[str, Any]) -> list[str]:
+    return [
+        found.markdown()
+        if len(found.lines) <= LONGEST
+        else f"**{found.caption}**: {len(found.lines)} lines, in the report."
+        for found in findings_tables(config["findings"])
+    ]
 
 
 def _cells(summary: dict[str, Any]) -> dict[tuple[Any, ...], dict[str, dict[str, Any]]]:
@@ -67,14 +88,21 @@ def _cells(summary: dict[str, Any]) -> dict[tuple[Any, ...], dict[str, dict[str,
     return found
 
 
-def _where(summary: dict[str, Any], scale: str) -> str:
+def _where(summary: dict[str, Any], config: dict[str, Any], scale: str) -> str:
     used = summary["machine"]["processor"]
     if "--device cuda" in summary["command"]:
         used = summary["machine"]["accelerator"]
-    return f"`results/{summary['recipe']}/{scale}`; {used}."
+    comparisons, meta_training = (
+        f"{hours:.2g}" if hours < 10 else f"{hours:,.0f}"
+        for hours in (config["core_hours"][what] for what in ("comparisons", "meta_training"))
+    )
+    return (
+        f"`results/{summary['recipe']}/{scale}`; {used}; comparisons {comparisons}, "
+        f"meta-training {meta_training} core-hours."
+    )
 
 
-def _deep_table(summary: dict[str, Any], scale: str) -> str:
+def _deep_table(summary: dict[str, Any]) -> str:
     lines = [DEEP_HEAD]
     for (protocol, task, horizon, name), cells in _cells(summary).items():
         final, steps = cells["final_train_loss"], cells.get("steps_to_baseline")
@@ -90,10 +118,10 @@ def _deep_table(summary: dict[str, Any], scale: str) -> str:
             f"{final['diverged']}/{final['seeds']}",
         )  # fmt: skip
         lines.append(f"| {' | '.join(parts)} |")
-    return "\n".join([*lines, "", _where(summary, scale)])
+    return "\n".join(lines)
 
 
-def _table(summary: dict[str, Any], scale: str) -> str:
+def _table(summary: dict[str, Any]) -> str:
     found = _cells(summary)
     best = {}  # of the baselines, the three with the lowest mean loss
     for key, cells in found.items():
@@ -116,7 +144,7 @@ def _table(summary: dict[str, Any], scale: str) -> str:
             f"{mean['diverged']}/{mean['seeds']}",
         )  # fmt: skip
         lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join([*lines, "", _where(summary, scale)])
+    return "\n".join(lines)
 
 
 if __name__ == "__main__":

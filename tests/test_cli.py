@@ -87,6 +87,20 @@ def test_transfer_prints_rules_by_tasks_and_goes_on_from_its_cache(tmp_path, cap
     } == entries
 
 
+@pytest.mark.parametrize("command", [["evaluate"], ["transfer", "-r", "quadratic"]])
+def test_a_folder_with_results_is_refused_before_anything_is_measured(
+    command, tmp_path, capsys, monkeypatch
+):
+    (tmp_path / "summary.json").write_text("{}")
+    measured = []
+    for name in ("evaluate", "transfer"):
+        monkeypatch.setattr(cli, name, lambda *a, **k: measured.append(a))
+    code, _, err = run(capsys, *command, "-t", "quadratic", "--folder", str(tmp_path))
+    assert code == 2
+    assert "holds the results of an earlier run" in err
+    assert not measured
+
+
 def test_bench_times_every_rule_beside_adamw(capsys):
     code, out, _ = run(capsys, "bench", "--task", "quadratic", "--rounds", "1")
     assert code == 0

@@ -31,7 +31,7 @@ from stepsmith.meta.episodes import joint_name
 from stepsmith.meta.trainer import meta_train
 from stepsmith.optim import LearnedOptimizer
 from stepsmith.recipes import command as recipe_commands
-from stepsmith.report import new_run_folder, rerender, write_results
+from stepsmith.report import new_run_folder, refuse_results, rerender, write_results
 from stepsmith.report.verdict import verdicts
 from stepsmith.rules import CLASSIC, LEARNED, make_rule
 from stepsmith.tasks import (
@@ -240,6 +240,8 @@ def evaluate_command(
     out: Out = Path("runs"),
 ) -> None:
     """Compare rules with tuned baselines on fresh starts of a task."""
+    if folder is not None:
+        refuse_results(folder)
     config: dict[str, Any] = {
         "task": task, "source": source, "data_dir": str(data_dir) if data_dir else None,
         "rules": rule or [], "baselines": baseline if baseline is not None else list(BASELINES),
@@ -292,6 +294,8 @@ def transfer_command(
 
     Interrupted, the same command goes on where it stopped (by the cache, OUT/cache by default).
     """
+    if folder is not None:
+        refuse_results(folder)
     kept = cache if cache is not None else out / "cache"
     config: dict[str, Any] = {
         "tasks": task, "source": source, "data_dir": str(data_dir) if data_dir else None,

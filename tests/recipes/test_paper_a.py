@@ -11,6 +11,7 @@ import torch
 from stepsmith import load
 from stepsmith.evaluate import Key, Records
 from stepsmith.evaluate.cost import StepTime
+from stepsmith.evaluate.statistics import interval, resamples
 from stepsmith.meta import meta_train
 from stepsmith.meta.trainer import Run
 from stepsmith.recipes import QUICK, Study
@@ -19,7 +20,7 @@ from stepsmith.recipes.paper_a.cost_model import CostModel, Costs, trainings
 from stepsmith.recipes.paper_a.figures import halved
 from stepsmith.recipes.paper_a.meta_cost import MetaCost, Spent, meta_cost, validation_share
 from stepsmith.recipes.paper_a.preprocessing import harm
-from stepsmith.recipes.paper_a.rules import learned
+from stepsmith.recipes.paper_a.rules import TECHNIQUES, learned
 from stepsmith.recipes.paper_a.techniques import against_plain
 from stepsmith.recipes.study import Horizon
 from stepsmith.tasks import Quadratic
@@ -281,16 +282,47 @@ def test_published_rules_are_timed_beside_the_papers_baselines(cache):
     assert all((block.values > 0).all() for block in timed)
 
 
-def test_techniques_are_compared_with_the_plain_meta_training_of_their_seed():
+def techniques(levels: dict[str, float], noise: float = 0.0) -> Records:
+    """Losses of rules by name: their level, times the same noise for all on the same seed."""
     records = Records()
-    levels = {"plain, seed 0": 1.0, "plain, seed 1": 2.0, "x, seed 0": 0.5, "x, seed 1": 4.0}
+    noise_S = 1 + noise * np.random.default_rng(0).standard_normal((8, 1))
     for optimizer, level in levels.items():
         key = Key(recipe="t", scale="t", task="toy", optimizer=optimizer, kind="learned",
                   purpose="test", horizon=20)  # fmt: skip
-        values = np.full((3, 20), level)
-        records.add(key, "train_loss", values, seeds=range(3), steps=range(20), split="train")
-    rows = against_plain(records, ["plain", "x"], [0, 1])
+        values = level * noise_S * np.ones((8, 20))
+        records.add(key, "train_loss", values, seeds=range(8), steps=range(20), split="train")
+    return records
+
+
+def test_techniques_are_compared_with_the_plain_meta_training_of_their_seed():
+    levels = {"plain, seed 0": 1.0, "plain, seed 1": 2.0, "x, seed 0": 0.5, "x, seed 1": 4.0}
+    rows = against_plain(techniques(levels), ["plain", "x"], [0, 1])
     found = {(row["criterion"], row["technique"]): row for row in rows}
     assert found["mean", "x"]["ratios"] == [0.5, 2.0]
     assert found["final", "x"]["ratio"] == pytest.approx(1.0)
     assert found["mean", "plain"]["ratio"] == 1.0
+
+
+def test_a_techniques_interval_is_that_of_paired_test_seeds():
+    records = techniques({"plain, seed 0": 1.0, "x, seed 0": 0.5}, noise=0.1)
+    (paired,) = (row for row in against_plain(records, ["plain", "x"], [0])
+                 if (row["criterion"], row["technique"]) == ("mean", "x"))  # fmt: skip
+    assert (paired["low"], paired["high"]) == pytest.approx((0.5, 0.5))
+    blocks = {block.key.optimizer: block for block in records.blocks}
+    blocks["x, seed 0"].values[0] *= 3  # a seed on which the technique does worse
+    (found,) = (row for row in against_plain(records, ["plain", "x"], [0])
+                if (row["criterion"], row["technique"]) == ("mean", "x"))  # fmt: skip
+    losses = {name: block.values.mean(1) for name, block in blocks.items()}
+    index = resamples(8)
+    drawn = losses["x, seed 0"][index].mean(1) / losses["plain, seed 0"][index].mean(1)
+    assert (found["low"], found["high"]) == pytest.approx(interval(drawn))
+    assert found["low"] < found["ratio"] < found["high"]
+
+
+def test_absolute_units_differ_from_the_plain_technique_in_the_rule_alone():
+    plain, absolute = TECHNIQUES["plain"], TECHNIQUES["absolute units"]
+    assert (plain.tasks, plain.config) == (absolute.tasks, absolute.config)
+    assert plain.rule.config()["scaling"] == "relative"
+    assert absolute.rule.config() == plain.rule.config() | {
+        "scaling": "absolute", "step_scale": 0.1,
+    }  # fmt: skip

@@ -13,9 +13,10 @@ from stepsmith.report.style import short, svg, wrapped
 def row(rule="a", task="one", ratio=0.9, **changed) -> dict:
     return {
         "protocol": "corrected", "horizon": 100, "metric": "mean_train_loss", "kind": "learned",
-        "optimizer": f"learned ({rule})", "meta_task": rule, "task": task, "ratio": ratio,
-        "ratio_low": ratio and ratio - 0.01, "ratio_high": ratio and ratio + 0.02,
-        "against": "nag", "diverged": 0, "seeds": 8, **changed,
+        "optimizer": f"learned ({rule})", "meta_task": rule, "rule": "LSTMRule",
+        "hyper_parameters": {}, "task": task, "ratio": ratio, "against": "nag", "diverged": 0,
+        "ratio_low": ratio and ratio - 0.01, "ratio_high": ratio and ratio + 0.02, "seeds": 8,
+        **changed,
     }  # fmt: skip
 
 
@@ -85,6 +86,17 @@ def test_pairs_that_were_not_run_stay_empty():
     rows = [row("a", "one"), row("a", "two"), row("b", "two")]
     (figure,) = heat_maps(rows).values()
     assert len(patches(figure)) == 3
+
+
+def test_a_label_that_is_another_rule_elsewhere_has_no_row():
+    rows = [row("a", task, optimizer=label, meta_task=meta) for task, label, meta in (
+        ("one", "own", "one"), ("two", "own", "two"), ("one", "same", "one"), ("two", "same", "one")
+    )]  # fmt: skip
+    (figure,) = heat_maps(rows).values()
+    assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == ["same"]
+    assert heat_maps(rows[:2]) == {}
+    halved = [row("a", "one"), row("a", "two", hyper_parameters={"step_scale": 0.5})]
+    assert heat_maps(halved) == {}
 
 
 def test_names_are_shortened_and_wrapped():

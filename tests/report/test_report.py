@@ -21,7 +21,7 @@ from stepsmith.report import (
     write_results,
 )
 from stepsmith.report.break_even import break_even_figure
-from stepsmith.report.style import svg
+from stepsmith.report.style import STRONG, colours, dashes, svg
 from stepsmith.store import CheckpointError
 
 STEPS, SEEDS = 100, 8
@@ -168,6 +168,55 @@ def test_every_figure_draws_even_with_diverged_runs(bad):
 def test_figures_are_the_same_every_time():
     one, two = (svg(figures.loss_curves(made(), TOY)) for _ in range(2))
     assert one == two
+
+
+def validated(*rules: tuple[str, str, list[float]]) -> Records:
+    """Records of meta-trainings: optimizer, meta-task and scores."""
+    records = Records()
+    for number, (optimizer, task, scores) in enumerate(rules):
+        key = Key(purpose="meta", optimizer=optimizer, meta_task=task, checkpoint=str(number))
+        records.add(key, "validation_score", [scores], seeds=[0], steps=range(len(scores)))
+    return records
+
+
+def meta_axes(*rules: tuple[str, str, list[float]]):
+    return figures.meta_curve(validated(*rules)).axes[0]
+
+
+@pytest.mark.parametrize(
+    ("scores", "scale"),
+    [([4262, 2.6, 0.3], "log"), ([2.4, 0.5], "linear"), ([9, 0.0], "linear"),
+     ([np.inf, 2.0, 1.0], "linear")],
+)  # fmt: skip
+def test_meta_training_has_a_logarithmic_axis_where_scores_span_much(scores, scale):
+    assert meta_axes(("mine", "toy", scores)).get_yscale() == scale
+
+
+def test_each_rule_has_a_line_of_its_own_in_the_figure_of_meta_training():
+    axes = meta_axes(("raw", "mlp", [1, 2]), ("raw", "quadratic", [1, 2]), ("own", "mlp", [1, 2]))
+    assert [line.get_label() for line in axes.lines] == ["raw, on mlp", "raw, on quadratic", "own"]
+    assert len({line.get_color() for line in axes.lines}) == 3
+
+
+def test_rules_that_differ_in_their_seed_have_one_colour_and_other_dashes():
+    names = [f"{name}, seed {seed}" for name in "abcdefghijkl" for seed in (0, 1)]
+    palette = colours((name, "learned") for name in names)
+    assert len(set(palette.values())) == 12
+    assert palette["a, seed 0"] == palette["a, seed 1"] == STRONG[0]
+    assert dashes("a, seed 0") != dashes("a, seed 1")
+    assert dashes("b, seed 1") == dashes("a, seed 1")
+    axes = meta_axes(("a, seed 0", "mlp", [1, 2]), ("a, seed 1", "mlp", [1, 2]))
+    assert [line.get_color() for line in axes.lines] == [STRONG[0]] * 2
+
+
+def test_many_curves_have_their_legend_below():
+    records = Records()
+    for number in range(figures.CROWD):
+        records.extend(made(name=f"rule {number}"))
+    figure = figures.loss_curves(records, TOY)
+    assert figure.axes[0].get_legend() is None
+    assert len(figure.legends) == 1
+    assert figures.loss_curves(made(), TOY).legends == []
 
 
 def test_figures_of_what_was_not_measured():

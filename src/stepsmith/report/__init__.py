@@ -1,11 +1,18 @@
 """Figures and one self-contained page, drawn from records only."""
 
 from stepsmith.report.break_even import break_even
-from stepsmith.report.folder import new_run_folder, read_results, rerender, write_results
+from stepsmith.report.findings import FindingsTable, findings_tables
+from stepsmith.report.folder import (
+    new_run_folder,
+    read_results,
+    refuse_results,
+    rerender,
+    write_results,
+)
 from stepsmith.report.page import render
 from stepsmith.report.verdict import cost_sentences, verdicts
 
 __all__ = [
-    "break_even", "cost_sentences", "new_run_folder", "read_results", "render", "rerender",
-    "verdicts", "write_results",
+    "FindingsTable", "break_even", "cost_sentences", "findings_tables", "new_run_folder",
+    "read_results", "refuse_results", "render", "rerender", "verdicts", "write_results",
 ]  # fmt: skip

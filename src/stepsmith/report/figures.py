@@ -11,8 +11,9 @@ from typing import Any
 
 import matplotlib as mpl
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter
+from matplotlib.ticker import FuncFormatter, NullFormatter
 
 from stepsmith.evaluate.records import Block, Records
 from stepsmith.evaluate.statistics import diverged, score, smoothed, smoothing
@@ -20,6 +21,10 @@ from stepsmith.report.style import STYLE, colours, dashes, figure_of
 
 LINEAR = 200
 """Longer curves have a logarithmic axis of steps."""
+WIDE = 5.0
+"""Validation scores whose largest is more than so many times the least have a logarithmic axis."""
+CROWD = 12
+"""More curves than this have their legend below the axes."""
 
 
 @dataclass(frozen=True)
@@ -86,6 +91,15 @@ def _plain_minor(value: float, _: int) -> str:
     return f"{value:g}" if leading in "235" else ""
 
 
+def _log_losses(axes: Axes) -> None:
+    """A logarithmic axis of losses that are drawn already, with plain numbers."""
+    axes.set_yscale("log")
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:g}"))
+    low, high = axes.get_ylim()
+    crowded = high > 1e3 * low
+    axes.yaxis.set_minor_formatter(NullFormatter() if crowded else FuncFormatter(_plain_minor))
+
+
 def _drawn(steps: int) -> np.ndarray:
     """The steps a curve is drawn at: all, or evenly on a logarithmic axis where they are many."""
     if steps <= LINEAR:
@@ -103,7 +117,8 @@ def loss_curves(records: Records, panel: Panel) -> Figure:
     plain = panel.protocol != "corrected" and panel.horizon <= LINEAR
     palette = colours((b.key.optimizer, b.key.kind) for b in blocks)
     with mpl.rc_context(STYLE):
-        figure, axes = figure_of()
+        crowded = len(blocks) > CROWD
+        figure, axes = figure_of(height=4.2 + (0.08 * len(blocks) if crowded else 0))
         for block in sorted(blocks, key=lambda b: b.key.kind == "learned"):
             steps = block.values.shape[1]
             losses_ST = smoothed(np.where(np.isfinite(block.values), block.values, np.nan),
@@ -124,14 +139,16 @@ def loss_curves(records: Records, panel: Panel) -> Figure:
             low_T = np.maximum(mean_T - half_T, mean_T * 1e-2)
             axes.fill_between(x_T, low_T, mean_T + half_T, color=colour, alpha=0.15, lw=0)
         if not plain:
-            axes.set_yscale("log")
-            axes.yaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:g}"))
-            axes.yaxis.set_minor_formatter(FuncFormatter(_plain_minor))
+            _log_losses(axes)
         if panel.horizon > LINEAR:
             axes.set_xscale("log")
         axes.set(xlabel="step", ylabel="training loss", title=panel.title)
         handles, labels = axes.get_legend_handles_labels()
-        axes.legend(handles[::-1], labels[::-1], ncols=2)
+        handles, labels = handles[::-1], labels[::-1]
+        if crowded:
+            figure.legend(handles, labels, loc="outside lower center", ncols=3, fontsize=9)
+        else:
+            axes.legend(handles, labels, ncols=2)
     return figure
 
 
@@ -184,21 +201,35 @@ def step_costs(records: Records, panel: Panel) -> Figure | None:
 
 
 def meta_curve(records: Records) -> Figure | None:
-    """Validation score against inner steps of meta-training; None where not recorded."""
-    blocks: dict[str, Block] = {}
+    """Validation score against inner steps of meta-training, a line for each rule; None where not
+    recorded."""
+    blocks: dict[tuple[str, str], Block] = {}
     for block in records.select("validation_score", purpose="meta"):
-        blocks.setdefault(block.key.checkpoint + block.key.optimizer, block)
+        blocks.setdefault((block.key.optimizer, block.key.checkpoint), block)
     if not blocks:
         return None
-    palette = colours((b.key.optimizer, "learned") for b in blocks.values())
+    optimizers = [optimizer for optimizer, _ in blocks]
+    curves = []
+    for (optimizer, _), block in blocks.items():
+        several = optimizers.count(optimizer) > 1 and block.key.meta_task
+        curves.append((f"{optimizer}, on {block.key.meta_task}" if several else optimizer, block))
+    palette = colours((label, "learned") for label, _ in curves)
+    scores = np.concatenate([block.values[0] for _, block in curves])
+    scores = scores[np.isfinite(scores)]
     with mpl.rc_context(STYLE):
-        figure, axes = figure_of(height=3.2)
-        for block in blocks.values():
-            axes.plot(block.steps, block.values[0], "o-", color=palette[block.key.optimizer],
-                      label=block.key.optimizer)  # fmt: skip
+        crowded = len(curves) > CROWD
+        figure, axes = figure_of(height=3.2 + (0.08 * len(curves) if crowded else 0))
+        for label, block in curves:
+            axes.plot(block.steps, block.values[0], marker="o", ms=4, ls=dashes(label),
+                      color=palette[label], label=label)  # fmt: skip
+        if len(scores) and scores.min() > 0 and scores.max() > WIDE * scores.min():
+            _log_losses(axes)
         axes.set(xlabel="inner steps", ylabel="meta-loss on held-out examples",
                  title="meta-training")  # fmt: skip
-        axes.legend()
+        if crowded:
+            figure.legend(loc="outside lower center", ncols=3, fontsize=9)
+        else:
+            axes.legend()
     return figure
 
 

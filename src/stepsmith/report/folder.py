@@ -39,6 +39,16 @@ def new_run_folder(root: Path, name: str) -> Path:
             raise CheckpointError(f"{folder}: cannot be made ({error.strerror})") from None
 
 
+def refuse_results(folder: Path) -> None:
+    """Refuse a folder that holds results, best before anything is measured for it.
+
+    Raises:
+        ValueError: it does.
+    """
+    if (folder / "summary.json").exists():
+        raise ValueError(f"{folder}: holds the results of an earlier run; choose another folder")
+
+
 def write_results(
     folder: Path,
     records: Records,
@@ -66,8 +76,8 @@ def write_results(
         ValueError: the folder holds results of another run.
         CheckpointError: the disk refused.
     """
-    if (folder / "summary.json").exists() and not overwrite:
-        raise ValueError(f"{folder}: holds the results of an earlier run; choose another folder")
+    if not overwrite:
+        refuse_results(folder)
     summary = {
         "recipe": recipe, "scale": scale, "command": command, "machine": machine(),
         "versions": versions(), "rows": summarise(records),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import textwrap
 from collections.abc import Iterable
@@ -33,6 +34,8 @@ def heat_maps(
 ) -> dict[tuple[str, int], Figure]:
     """A heat map for each protocol and horizon with a rule, two tasks and a baseline.
 
+    A label that stands for another rule on another task has no row.
+
     Args:
         rows: of the summary.
         metric: `mean_train_loss` or `final_train_loss`.
@@ -43,15 +46,26 @@ def heat_maps(
         the ratio; a rule's own tasks are outlined.
     """
     rows = list(rows)
+    rules = _rules(rows)
     groups: dict[tuple[str, int], list[dict[str, Any]]] = {}
     for cell in transfer_matrix(rows, metric):
-        if cell["ratio"] is not None:
+        one = len(rules[cell["protocol"], cell["horizon"], cell["rule"]]) == 1
+        if one and cell["ratio"] is not None:
             groups.setdefault((cell["protocol"], cell["horizon"]), []).append(cell)
     return {
         group: _heat_map(cells, _title(rows, metric, *group))
         for group, cells in groups.items()
         if len({cell["task"] for cell in cells}) > 1
     }
+
+
+def _rules(rows: list[dict[str, Any]]) -> dict[tuple[str, int, str], set[str]]:
+    """The rules a label stands for, by protocol, horizon and label."""
+    found: dict[tuple[str, int, str], set[str]] = {}
+    for row in rows:
+        told = json.dumps([row["meta_task"], row["rule"], row["hyper_parameters"]], sort_keys=True)
+        found.setdefault((row["protocol"], row["horizon"], row["optimizer"]), set()).add(told)
+    return found
 
 
 def _title(rows: list[dict[str, Any]], metric: str, protocol: str, horizon: int) -> str:

@@ -15,6 +15,7 @@ from stepsmith.report import figures
 from stepsmith.report.break_even import break_even, break_even_figure
 from stepsmith.report.epochs import accuracy_curves, accuracy_spreads, update_tracks
 from stepsmith.report.figures import Panel
+from stepsmith.report.findings import findings_tables
 from stepsmith.report.matrix import matrix_figures
 from stepsmith.report.style import svg
 from stepsmith.report.verdict import cost_sentences, verdicts
@@ -44,7 +45,8 @@ def render(
         rows: of the summary.
         title: of the page.
         command: that reproduces it.
-        config, machine, versions: shown as they are.
+        config: shown as it is, its `findings` as tables too.
+        machine, versions: shown as they are.
     """
     costs = break_even(rows, records)
     environment = Environment(loader=PackageLoader("stepsmith.report", "."), autoescape=True)
@@ -55,6 +57,7 @@ def render(
         matrices=list(matrix_figures(rows).values()),
         panels=[_panel(records, rows, panel) for panel in figures.panels(records)],
         meta=figures.meta_curve(records), columns=[label for _, label in COLUMNS],
+        findings=findings_tables(config.get("findings", {})),
         config=json.dumps(config, indent=2), machine=machine, versions=versions,
     )  # fmt: skip
 

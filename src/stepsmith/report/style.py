@@ -11,8 +11,14 @@ import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-STRONG = ("#c2410c", "#7c3aed", "#be185d", "#1f2937", "#d97706", "#0891b2")
-"""Learned rules."""
+STRONG = (
+    "#c2410c", "#7c3aed", "#be185d", "#1f2937", "#d97706", "#0891b2",
+    "#1e3a8a", "#818cf8", "#34d399", "#f43f5e", "#78350f", "#eab308",
+)  # fmt: skip
+"""Learned rules. The last six lie no closer to another colour than the first six to one another,
+for eyes that see no red or no green too."""
+DASHES: tuple[Any, ...] = ("-", (0, (5, 1.5)), (0, (1, 1)), (0, (4, 1.2, 1, 1.2)))
+"""Rules that differ in their seed alone."""
 MUTED = {
     "adam": "#2563a8", "nag": "#0f766e", "sgd": "#737373", "momentum": "#65a30d",
     "adamw": "#60a5d8", "rmsprop": "#a16207", "adagrad": "#6d6a9c",
@@ -36,24 +42,37 @@ def svg(figure: Figure) -> str:
     return text[text.index("<svg") :]
 
 
+def without_seed(name: str) -> str:
+    """A rule's name without the seed of its meta-training.
+
+    >>> without_seed("plain, seed 1")
+    'plain'
+    """
+    return re.sub(r", seed \d+$", "", name)
+
+
 def colours(names: Iterable[tuple[str, str]]) -> dict[str, str]:
-    """A colour for each (optimizer, kind), the same wherever it appears."""
+    """A colour for each (optimizer, kind), the same wherever it appears; one for rules that differ
+    in their seed alone."""
     found: dict[str, str] = {}
+    strong: dict[str, str] = {}
     for name, kind in names:
         if name in found:
             continue
-        learned = sum(colour in STRONG for colour in found.values())
         if kind == "learned":
-            found[name] = STRONG[learned % len(STRONG)]
+            found[name] = strong.setdefault(without_seed(name), STRONG[len(strong) % len(STRONG)])
         else:
             # `adamw in subspace, cosine` has the colour of `adamw`.
             found[name] = MUTED.get(re.split(r"[ ,]", name)[0], "#444444")
     return found
 
 
-def dashes(name: str) -> str:
-    """How an optimizer's line is drawn: dashed in a subspace."""
-    return "--" if "subspace" in name else "-"
+def dashes(name: str) -> Any:
+    """How an optimizer's line is drawn: dashed in a subspace, else by the seed it is named by."""
+    if "subspace" in name:
+        return "--"
+    seed = re.search(r", seed (\d+)$", name)
+    return DASHES[int(seed[1]) % len(DASHES)] if seed else "-"
 
 
 def figure_of(width: float = 7.2, height: float = 4.2) -> tuple[Figure, Axes]:

@@ -77,16 +77,20 @@ def _own(task: str, steps: int, **changes: Any) -> MetaTraining:
     return MetaTraining((task,), _relative(), {**_OWN, "steps": steps, **changes})
 
 
-def _technique(*more: str, scaled: str = "", **changes: Any) -> MetaTraining:
+def _technique(
+    *more: str, rule: Rule | None = None, scaled: str = "", **changes: Any
+) -> MetaTraining:
     """One of `TECHNIQUES`: the MLP at a modest budget, one thing changed."""
     config = {**_OWN, "steps": 30_000, **changes}
     if "horizons" in config:
         del config["horizon"]
-    return MetaTraining(("mlp-mnist", *more), _relative(), config, scaled=scaled)
+    return MetaTraining(("mlp-mnist", *more), rule or _relative(), config, scaled=scaled)
 
 
 TECHNIQUES: dict[str, MetaTraining] = {
     "plain": _technique(),
+    # The step scale of the networks' bundled rules before relative units.
+    "absolute units": _technique(rule=make_rule("joined", step_scale=0.1)),
     "windows of 20": _technique(window=20, copies=5),
     "final loss": _technique(loss="final"),
     "log loss": _technique(loss="log"),

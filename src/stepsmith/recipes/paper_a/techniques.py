@@ -1,4 +1,7 @@
-"""What the field offers for meta-training, one technique at a time: which of it earns its place."""
+"""What the field offers for meta-training, one technique at a time: which of it earns its place.
+
+Shape letters: S = test seeds, M = seeds of meta-training, R = resamples.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from stepsmith.evaluate import BASELINES, Records
-from stepsmith.evaluate.statistics import score
+from stepsmith.evaluate.statistics import interval, resamples, score
 from stepsmith.recipes.paper_a.figures import LONG
 from stepsmith.recipes.paper_a.rules import TECHNIQUE_SEEDS, TECHNIQUES, learned, technique
 from stepsmith.recipes.study import Recipe, Study
@@ -45,8 +48,10 @@ def against_plain(
         seeds: of the meta-trainings.
 
     Returns:
-        For each task, horizon, criterion (mean or final loss) and technique the geometric mean of
-        the ratios over seeds of meta-training, and the ratios.
+        For each task, horizon, criterion (mean or final loss) and technique: `ratio`, the geometric
+        mean over seeds of meta-training of the ratios of mean losses; `low` and `high`, its 95 %
+        interval from a paired bootstrap over test seeds, which leaves the seeds of meta-training as
+        they are; and `ratios`, one a seed of meta-training, whose spread is that of meta-training.
     """
     names, seeds = list(names), list(seeds)
     blocks = {
@@ -57,23 +62,33 @@ def against_plain(
     found = []
     for task, horizon in dict.fromkeys((task, horizon) for task, horizon, _ in blocks):
         for criterion in ("mean", "final"):
-            level = {
-                (name, seed): float(
-                    score(blocks[task, horizon, f"{name}, seed {seed}"], criterion).mean()
+            losses_MS = {
+                name: np.stack(
+                    [
+                        score(blocks[task, horizon, f"{name}, seed {seed}"], criterion)
+                        for seed in seeds
+                    ]
                 )
                 for name in names
-                for seed in seeds
             }
+            index_RS = resamples(losses_MS[PLAIN].shape[1])
+            plain_MR = losses_MS[PLAIN][:, index_RS].mean(2)
             for name in names:
-                ratios = [level[name, seed] / level[PLAIN, seed] for seed in seeds]
+                ratios_M = losses_MS[name].mean(1) / losses_MS[PLAIN].mean(1)
+                low, high = interval(_geometric(losses_MS[name][:, index_RS].mean(2) / plain_MR))
                 found.append(
                     {
                         "task": task, "horizon": horizon, "criterion": criterion,
-                        "technique": name, "ratio": float(np.exp(np.log(ratios).mean())),
-                        "ratios": ratios,
+                        "technique": name, "ratio": float(_geometric(ratios_M)), "low": low,
+                        "high": high, "ratios": ratios_M.tolist(),
                     }
                 )  # fmt: skip
     return found
+
+
+def _geometric(ratios: np.ndarray) -> np.ndarray:
+    """The geometric mean along the first axis."""
+    return np.exp(np.log(ratios).mean(0))
 
 
 RECIPES = (
