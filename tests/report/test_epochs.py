@@ -67,6 +67,8 @@ def test_the_folder_and_the_page_hold_them(tmp_path):
     assert (tmp_path / "net-epochs.svg").exists()
     assert (tmp_path / "net-updates.svg").exists()
     assert "direction 3" in page
+    assert "<th>test accuracy</th>" in page
+    assert "<th>ms a step</th>" not in page  # nobody timed them
     assert page.count("<figure") >= 4
 
 

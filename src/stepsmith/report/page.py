@@ -56,7 +56,7 @@ def render(
         costs=cost_sentences(costs), repaid=break_even_figure(costs),
         matrices=list(matrix_figures(rows).values()),
         panels=[_panel(records, rows, panel) for panel in figures.panels(records)],
-        meta=figures.meta_curve(records), columns=[label for _, label in COLUMNS],
+        meta=figures.meta_curve(records),
         findings=findings_tables(config.get("findings", {})),
         config=json.dumps(config, indent=2), machine=machine, versions=versions,
     )  # fmt: skip
@@ -69,6 +69,8 @@ def _inline(figure: Figure | None) -> Markup:
 
 def _panel(records: Records, rows: list[dict[str, Any]], panel: Panel) -> dict[str, Any]:
     own = [row for row in rows if panel.holds(row)]
+    measured = {row["metric"] for row in own}
+    columns = {metric: label for metric, label in COLUMNS if metric in measured}
     order: dict[str, float] = {}
     for row in own:
         if row["metric"] == "mean_train_loss":
@@ -81,12 +83,12 @@ def _panel(records: Records, rows: list[dict[str, Any]], panel: Panel) -> dict[s
             {
                 "name": optimizer, "learned": first["kind"] == "learned",
                 "rates": _rates(cells), "diverged": f"{first['diverged']}/{first['seeds']}",
-                "cells": [_cell(cells.get(metric), metric) for metric, _ in COLUMNS],
+                "cells": [_cell(cells.get(metric), metric) for metric in columns],
             }
         )  # fmt: skip
     data = next(iter(panel.select(records, "train_loss", "test"))).key.data
     return {
-        "name": panel.title, "data": data, "lines": lines,
+        "name": panel.title, "data": data, "columns": list(columns.values()), "lines": lines,
         "curves": figures.loss_curves(records, panel),
         "accuracy": figures.accuracies(records, panel),
         "further": [
