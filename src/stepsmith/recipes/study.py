@@ -171,29 +171,16 @@ class Study:
         timing: bool = False,
         **options: Any,
     ) -> Evaluation:
-        """`measure`, its records added to the study's."""
-        result = self.measure(task, rules, baselines, horizon=horizon, timing=timing, **options)
-        self.records.extend(result.records)
-        return result
-
-    def measure(
-        self,
-        task: Task,
-        rules: Mapping[str, TrainedRule],
-        baselines: Iterable[str | Baseline] = tuple(BASELINES),
-        *,
-        horizon: Horizon | None = None,
-        timing: bool = False,
-        **options: Any,
-    ) -> Evaluation:
-        """`evaluate` at a horizon, the paper's by default, kept in the study's cache."""
+        """`evaluate` at a horizon, the paper's by default, its records added to the study's."""
         horizon = horizon or self.scale.first
-        return evaluate(
+        result = evaluate(
             task, rules, baselines, recipe=self.recipe, scale=self.scale.name,
             cache=self.cache / "baselines", say=self.say, steps=horizon.steps, seeds=horizon.seeds,
             tuning_seeds=horizon.tuning_seeds,
             timing_rounds=self.scale.timing_rounds if timing else 0, **options,
         )  # fmt: skip
+        self.records.extend(result.records)
+        return result
 
 
 @dataclass(frozen=True)

@@ -24,9 +24,9 @@ def break_even(rows: list[dict[str, Any]], records: Records) -> list[dict[str, A
 
     trainings = seconds of meta-training / (seconds in which the best baseline reaches its own final
     loss - seconds in which the rule reaches it), both with what is spent before each training (on
-    a subspace), and None (never) where the rule is not faster or
-    never reaches it. Seconds of meta-training are those of the machine that timed the steps, where
-    they were timed there again, and otherwise those of the machine it ran on.
+    a subspace), and None (never) where the rule is not faster or never reaches it. Seconds of
+    meta-training are those of the machine that timed the steps, where they were timed there again,
+    and otherwise those of the machine it ran on.
 
     Args:
         rows: of the summary.

@@ -5,7 +5,7 @@ Shape letters: S = seeds, T = steps.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -85,7 +85,6 @@ def clock(
     *,
     basis_seconds: float,
     subspace: Iterable[str],
-    meta_seconds: Mapping[str, float] | None = None,
 ) -> list[dict[str, Any]]:
     """Steps and seconds to the final loss of the best baseline, with and without what came before:
     of the best of the subspace, and of the best of the whole space.
@@ -95,12 +94,11 @@ def clock(
         task, protocol: of the contest.
         basis_seconds: of making one basis, which every start needs anew.
         subspace: optimizers that need one.
-        meta_seconds: of each rule's meta-training; by default as recorded when it was made.
 
     Returns:
         For each target and optimizer `steps`, `seconds` of training alone, `with_basis`, and
         `with_all` (its meta-training too, paid by one training); None where the loss is never met.
-        `meta_seconds` are spent once for all trainings.
+        `meta_seconds` are spent once for all trainings, as recorded when the rule was made.
     """
     found, subspace = curves(records, task, protocol), set(subspace)
     baselines = [name for name, block in found.items() if block.key.kind == "baseline"]
@@ -116,7 +114,7 @@ def clock(
             timed = step_seconds(records, task, name)
             seconds = np.inf if timed is None else steps * timed
             basis = basis_seconds if name in subspace else 0.0
-            meta = (meta_seconds or {}).get(name, _meta_seconds(records, task, protocol, name))
+            meta = _meta_seconds(records, task, protocol, name)
             rows.append(
                 {
                     "task": task, "protocol": protocol, "optimizer": name, "against": best,
