@@ -13,6 +13,7 @@ from typing import Any
 
 from stepsmith.evaluate import Records
 from stepsmith.evaluate.epochs import Contest
+from stepsmith.evaluate.schedules import Scheduled
 from stepsmith.evaluate.statistics import stability
 from stepsmith.hub import TrainedRule
 from stepsmith.recipes.paper_b.clock import clock, speed, step_seconds
@@ -54,21 +55,10 @@ def network(study: Study, name: str) -> None:
     saved start, then from fresh starts and bases that neither rule nor rates have seen."""
     here = place(study, name)
     trained = learn(study, f"sl2o-{name}", here.sub)
-    held = contest(study, name, here.task)
-    held.rule(SL2O, here.sub, trained, before=here.seconds)
-    rates = {
-        label: held.baseline(label, here.sub, entry, before=here.seconds)
-        for label, entry in SUBSPACE.items()
-    }
-    rates |= {label: held.baseline(label, here.full, entry) for label, entry in FULL_SPACE.items()}
-    held.finish()
-    fresh = fresh_places(study, name)
-    later = contest(study, name, here.task, "corrected")
-    later.rule(SL2O, [other.sub for other in fresh], trained)
-    for label, entry in SUBSPACE.items():
-        later.baseline(label, [other.sub for other in fresh], entry, rates[label])
-    for label in AGAIN:
-        later.baseline(label, [other.full for other in fresh], FULL_SPACE[label], rates[label])
+    held, later = contests(
+        study, name, here, fresh_places(study, name), {SL2O: trained}, full_space=FULL_SPACE,
+        again=(*SUBSPACE, *AGAIN),
+    )  # fmt: skip
     study.findings[name] = {
         "parameters": here.basis.layout.total, "explained": sum(here.basis.explained),
         "basis_seconds_when_made": here.seconds,
@@ -86,6 +76,55 @@ def network(study: Study, name: str) -> None:
             speed(*about, SL2O, full_space)
         )
     tell(study, held, here, {SL2O, *SUBSPACE})
+
+
+def contests(
+    study: Study,
+    name: str,
+    here: Place,
+    fresh: Sequence[Place],
+    within: Mapping[str, TrainedRule],
+    whole: Mapping[str, TrainedRule] | None = None,
+    *,
+    full_space: Mapping[str, Scheduled] | None = None,
+    again: Iterable[str] = tuple(SUBSPACE),
+) -> tuple[Contest, Contest]:
+    """Rules beside tuned baselines from the saved start, then from fresh ones at the same rates.
+
+    Args:
+        study: gets the records.
+        name: of the task in the records.
+        here: the network from its saved start.
+        fresh: from starts that no rule has seen, one a seed.
+        within, whole: rules to test in the subspace, and on all parameters.
+        full_space: baselines of the whole space, beside `SUBSPACE`.
+        again: baselines that are run from fresh starts too.
+
+    Returns:
+        Both contests, as published and corrected.
+    """
+    whole, full_space = whole or {}, full_space or {}
+    held, later = contest(study, name, here.task), contest(study, name, here.task, "corrected")
+    for label, trained in within.items():
+        held.rule(label, here.sub, trained, before=here.seconds, meta_task=label_task(label))
+    for label, trained in whole.items():
+        held.rule(label, here.full, trained)
+    rates = {
+        label: held.baseline(label, here.sub, entry, before=here.seconds)
+        for label, entry in SUBSPACE.items()
+    }
+    rates |= {label: held.baseline(label, here.full, entry) for label, entry in full_space.items()}
+    held.finish()
+    for label, trained in within.items():
+        tasks = [other.sub for other in fresh]
+        later.rule(label, tasks, trained, meta_task=label_task(label))
+    for label, trained in whole.items():
+        later.rule(label, [other.full for other in fresh], trained)
+    for label in again:
+        tasks = [other.sub if label in SUBSPACE else other.full for other in fresh]
+        entry = SUBSPACE.get(label) or full_space[label]
+        later.baseline(label, tasks, entry, rates[label])
+    return held, later
 
 
 def tell(study: Study, held: Contest, here: Place, subspace: Iterable[str]) -> None:
@@ -132,20 +171,7 @@ def against_subspace(
         fresh: from starts that no rule has seen, one a seed.
         rules: to test.
     """
-    held = contest(study, name, here.task)
-    for label, trained in rules.items():
-        held.rule(label, here.sub, trained, before=here.seconds, meta_task=label_task(label))
-    rates = {
-        label: held.baseline(label, here.sub, entry, before=here.seconds)
-        for label, entry in SUBSPACE.items()
-    }
-    held.finish()
-    later = contest(study, name, here.task, "corrected")
-    within = [other.sub for other in fresh]
-    for label, trained in rules.items():
-        later.rule(label, within, trained, meta_task=label_task(label))
-    for label, entry in SUBSPACE.items():
-        later.baseline(label, within, entry, rates[label])
+    held, later = contests(study, name, here, fresh, rules)
     for protocol in (held.key.protocol, later.key.protocol):
         study.findings.setdefault("against_subspace", []).extend(
             speed(study.records, name, protocol, label, SUBSPACE) for label in rules

@@ -17,11 +17,10 @@ from stepsmith.machine import peak_memory, start_peak
 from stepsmith.meta import MetaTrainConfig
 from stepsmith.meta.trainer import Run
 from stepsmith.recipes.paper_b.clock import speed
-from stepsmith.recipes.paper_b.comparisons import AGAIN, SL2O, tell
+from stepsmith.recipes.paper_b.comparisons import AGAIN, SL2O, contests, tell
 from stepsmith.recipes.paper_b.deep import (
     FULL_SPACE,
     SUBSPACE,
-    contest,
     depth,
     depth_name,
     fresh_places,
@@ -75,21 +74,9 @@ def _network(study: Study, name: str) -> None:
         )
         for number, (label, rule) in enumerate(RULES.items())
     }  # fmt: skip
-    held, later = contest(study, name, here.task), contest(study, name, here.task, "corrected")
-    held.rule(SL2O, here.sub, within, before=here.seconds)
-    for label, trained in rules.items():
-        held.rule(label, here.full, trained)
-    rates = {
-        label: held.baseline(label, here.sub, entry, before=here.seconds)
-        for label, entry in SUBSPACE.items()
-    }
-    rates |= {label: held.baseline(label, here.full, entry) for label, entry in FULL_SPACE.items()}
-    held.finish()
-    later.rule(SL2O, [other.sub for other in fresh], within)
-    for label, trained in rules.items():
-        later.rule(label, [other.full for other in fresh], trained)
-    for label in AGAIN:
-        later.baseline(label, [other.full for other in fresh], FULL_SPACE[label], rates[label])
+    held, later = contests(
+        study, name, here, fresh, {SL2O: within}, rules, full_space=FULL_SPACE, again=AGAIN
+    )
     for protocol in (held.key.protocol, later.key.protocol):
         about = (study.records, name, protocol)
         study.findings.setdefault("against_sl2o", []).extend(
