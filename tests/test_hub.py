@@ -37,7 +37,7 @@ def test_bundled_rules_load_by_name_and_train(name):
     trained = load(name)
     assert trained.name == name
     assert trained.horizon == (300 if name == "quadratic" else 100)
-    assert trained.manifest["tasks"] == [name]
+    assert trained.manifest["tasks"] == [name] or name.startswith("general")
     assert "/" not in trained.manifest["data"]
     param = torch.nn.Parameter(torch.ones(3))
     optimizer = LearnedOptimizer([param], name)
@@ -49,6 +49,13 @@ def test_bundled_rules_load_by_name_and_train(name):
         optimizer.step()
         losses.append(float(loss.detach()))
     assert losses[-1] < 0.5 * losses[0]
+
+
+def test_the_bundled_general_rule_says_that_it_was_changed_after_its_meta_training():
+    trained = load("general-warmed")
+    assert trained.rule.config()["scaling"] == "warmed"
+    assert trained.manifest["changed_afterwards"] == {"scaling": "warmed"}
+    assert len(trained.manifest["tasks"]) == 12
 
 
 def write_toy(path) -> bytes:

@@ -144,7 +144,7 @@ def train(
     scaling: Annotated[
         str | None,
         typer.Option(
-            help="Units of gradients and steps: absolute or relative (step scale 3, say)."
+            help="Units of gradients and steps: absolute; relative or warmed (step scale 3, say)."
         ),
     ] = None,
     name: Annotated[str | None, typer.Option(help="Name of the trained rule.")] = None,

@@ -17,8 +17,9 @@ from stepsmith.rules import Rule, Weights, rule_from_config
 from stepsmith.store import CheckpointError
 from stepsmith.version import __version__
 
-BUNDLED = ("quadratic", "mlp-mnist", "convnet-mnist")
-"""Rules that come with the package, named after the task they were meta-trained on."""
+BUNDLED = ("quadratic", "mlp-mnist", "convnet-mnist", "general-warmed")
+"""Rules that come with the package, named after the task they were meta-trained on; the general one
+after a dozen."""
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,8 @@ class TrainedRule:
         weights: by name, float32.
         manifest: JSON-able: `meta_training` (configuration), `tasks`, `horizon` (steps an episode
             lasted), `validation`, `seconds`, `core_seconds`, `machine` (that it ended on),
-            `licence`, `version`, `name`.
+            `licence`, `version`, `name`; `changed_afterwards`: fields of the rule that were other
+            when it was meta-trained and validated.
 
     Raises:
         CheckpointError: weights missing, superfluous, of the wrong shape for the rule, not

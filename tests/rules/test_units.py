@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -37,6 +39,30 @@ def test_the_running_norm_is_a_corrected_mean_with_a_floor():
     for _ in range(20):
         _, gain, state = units.measure(torch.tensor([1e-6]), 1, state)
     assert float(gain) == pytest.approx(1 / 0.8, rel=1e-4)
+
+
+def test_a_warm_up_raises_the_first_steps_to_their_whole_size():
+    plain, warmed = RelativeUnits(), RelativeUnits(warmup=4)
+    states = [plain.init(2), warmed.init(2)]
+    for rise in (0.25, 0.5, 0.75, 1, 1, 1):
+        norm_C = torch.tensor([2.0, 3.0])
+        seen, gain, states[0] = plain.measure(norm_C, 5, states[0])
+        slow_seen, slow_gain, states[1] = warmed.measure(norm_C, 5, states[1])
+        torch.testing.assert_close(slow_seen, seen)
+        torch.testing.assert_close(slow_gain, rise * gain)
+
+
+def test_a_warmed_rule_makes_a_fifth_of_the_first_step():
+    rule = make_rule("joined", scaling="relative", step_scale=3.0)
+    weights = rule.init(torch.Generator().manual_seed(0))
+    moved = []
+    for made in (rule, replace(rule, scaling="warmed")):
+        param = torch.nn.Parameter(torch.zeros(3, dtype=torch.float64))
+        param.grad = torch.tensor([1.0, -2.0, 0.5], dtype=torch.float64)
+        LearnedOptimizer([param], TrainedRule(made, weights)).step()
+        moved.append(param.detach())
+    torch.testing.assert_close(moved[1], moved[0] / 5)
+    assert bool(moved[0].abs().min() > 0)
 
 
 def test_gradients_of_zero_give_no_nan_and_the_first_real_one_counts_as_first():

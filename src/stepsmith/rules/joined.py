@@ -26,8 +26,8 @@ def joined(
         frame: `momentum` (odd by construction), `hold` or `none`, see `FeatureSet`.
         start: the head's first bias; 0.1 makes the fresh rule signed descent along the momentum
             with steps near 0.1 * step_scale.
-        scaling: `absolute` or `relative`, see `LSTMRule`; with `relative`, `step_scale` is in units
-            of the loss (3, say).
+        scaling: `absolute`, `relative` or `warmed`, see `LSTMRule`; but with `absolute`,
+            `step_scale` is in units of the loss (3, say).
 
     Returns:
         The rule. Raises ValueError as `LSTMRule` does.

@@ -19,7 +19,10 @@ from stepsmith.rules.base import Carry, Rule, State, Weights, require_choice, re
 from stepsmith.rules.features import FeatureSet, Moments
 from stepsmith.rules.units import RelativeUnits
 
-_RELATIVE = RelativeUnits()
+UNITS: dict[str, RelativeUnits | None] = {
+    "absolute": None, "relative": RelativeUnits(), "warmed": RelativeUnits(warmup=5),
+}  # fmt: skip
+"""What the choices of `scaling` stand for."""
 
 
 @dataclass(frozen=True)
@@ -37,8 +40,8 @@ class LSTMRule(Rule):
         start: value the head's bias starts from; with a bounded, sign-framed step the fresh rule
             is then sign descent along the momentum, a sane place to begin meta-training.
         beta1, beta2: decay of the moments, where the feature set keeps them.
-        scaling: `absolute`, or `relative`: gradients and steps in `RelativeUnits`, and `step_scale`
-            in units of the loss.
+        scaling: `absolute`; `relative`: gradients and steps in `RelativeUnits`, and `step_scale`
+            in units of the loss; or `warmed`: the same, with a warm-up of five steps.
 
     Raises:
         ValueError: a size below 1, a scale not positive, an unknown choice.
@@ -64,7 +67,7 @@ class LSTMRule(Rule):
                 raise ValueError(f"LSTMRule: {name} must be a whole number >= 1, got {size!r}")
         require_positive("LSTMRule", step_scale=self.step_scale)
         require_choice("LSTMRule", "output", self.output, ("linear", "tanh"))
-        require_choice("LSTMRule", "scaling", self.scaling, ("absolute", "relative"))
+        require_choice("LSTMRule", "scaling", self.scaling, tuple(UNITS))
         _ = self.feature_set  # its own checks
 
     @cached_property
@@ -75,7 +78,7 @@ class LSTMRule(Rule):
     @property
     def units(self) -> RelativeUnits | None:
         """Relative units where `scaling` says so."""
-        return _RELATIVE if self.scaling == "relative" else None
+        return UNITS[self.scaling]
 
     @property
     def carry_keys(self) -> list[str]:

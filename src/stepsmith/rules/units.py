@@ -26,7 +26,7 @@ class RelativeUnits:
     With n_t = sum |g_t| over all coordinates of the optimizee,
 
         gradient seen = FIRST * P / n_1 * g_t
-        step made     = u_t / max(n^_t, n_t, floor * n_1)
+        step made     = min(1, t / warmup) * u_t / max(n^_t, n_t, floor * n_1)
 
     where n^ is n's bias-corrected running mean and u the rule's own step. To first order a step of
     |u| everywhere changes the loss by at most |u|: a trust region in units of the loss, drawn in at
@@ -34,17 +34,20 @@ class RelativeUnits:
     of networks that differ tenfold in their parameters' scale are alike in these units
     (docs/6-transfer.md), and an optimizee whose parameters are rescaled as a whole is trained
     alike. The loss must be in the units it was meta-trained in (nats, say). The floor keeps steps
-    from growing without bound where gradients vanish.
+    from growing without bound where gradients vanish; a warm-up keeps the first ones from leaping
+    off a plateau, where the first gradient says little of those around it.
 
     Not shard-safe: where parameters are sharded, n is the shard's own.
 
     Args:
         beta: decay of the running mean, in [0, 1).
         floor: share of n_1 that n^ is not taken to fall below, > 0.
+        warmup: steps over which the steps' size rises linearly to the whole, >= 1 (none).
     """
 
     beta: float = 0.9
     floor: float = 0.3
+    warmup: int = 1
 
     def init(
         self,
@@ -74,9 +77,10 @@ class RelativeUnits:
         mean_C = running_C / (1 - self.beta**measured_C)
         largest_C = torch.maximum(torch.maximum(mean_C, norm_C), self.floor * first_C)
         new = {"first_norm": first_C, "running_norm": running_C, "measured": measured_C}
+        risen_C = (measured_C / self.warmup).clamp_max(1)
         return (
             FIRST * size / first_C.clamp_min(_TINY),
-            largest_C.clamp_min(_TINY).reciprocal(),
+            risen_C / largest_C.clamp_min(_TINY),
             new,
         )
 

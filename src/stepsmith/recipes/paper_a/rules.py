@@ -26,6 +26,7 @@ class MetaTraining:
         further: changes to `config` for stages that go on from the one before.
         protocol: which data and network the tasks stand for.
         scaled: `"coordinate"` or `"tensor"`: each task by `RandomlyScaled`; empty, as it is.
+        warmed: the rule's first steps are warmed up afterwards (see `RelativeUnits`).
     """
 
     tasks: tuple[str, ...]
@@ -34,6 +35,7 @@ class MetaTraining:
     further: tuple[dict[str, Any], ...] = ()
     protocol: Protocol = "corrected"
     scaled: str = ""
+    warmed: bool = False
 
     @property
     def stages(self) -> list[dict[str, Any]]:
@@ -73,8 +75,10 @@ _OWN: dict[str, Any] = {
 """Windows of the whole horizon, for rules in relative units."""
 
 
-def _own(task: str, steps: int, **changes: Any) -> MetaTraining:
-    return MetaTraining((task,), _relative(), {**_OWN, "steps": steps, **changes})
+def _own(
+    task: str, steps: int, further: tuple[dict[str, Any], ...] = (), **changes: Any
+) -> MetaTraining:
+    return MetaTraining((task,), _relative(), {**_OWN, "steps": steps, **changes}, further)
 
 
 def _technique(
@@ -142,13 +146,12 @@ RULES: dict[str, MetaTraining] = {
     "mlp-mnist": _own("mlp-mnist", 300_000, samples=400_000),
     "mlp-fashion_mnist": _own("mlp-fashion_mnist", 300_000, samples=400_000),
     "convnet-mnist": _own("convnet-mnist", 100_000, samples=None, validations=20),
-    "mlp-mnist-1000": MetaTraining(
-        ("mlp-mnist",),
-        _relative(),
-        {**_OWN, "steps": 200_000},
-        (
-            {"steps": 300_000, "horizon": 300, "samples": 120_000, "lr": 0.01},
-            {"steps": 600_000, "horizon": 1000, "samples": 400_000, "lr": 0.005},
+    # It goes on from mlp-mnist, over longer and longer horizons.
+    "mlp-mnist-1000": _own(
+        "mlp-mnist", 300_000, samples=400_000,
+        further=(
+            {"steps": 150_000, "horizon": 300, "samples": 120_000},
+            {"steps": 450_000, "horizon": 1000, "lr": 0.005},
         ),
     ),
     "general": MetaTraining(MANY, _relative(), {**_OWN, "steps": 240_000, "validation_copies": 4}),
@@ -161,6 +164,8 @@ RULES: dict[str, MetaTraining] = {
         for seed in TECHNIQUE_SEEDS
     },
 }  # fmt: skip
+
+RULES["general-warmed"] = replace(RULES["general"], warmed=True)
 
 
 def learned(study: Study, name: str) -> TrainedRule:
@@ -176,7 +181,12 @@ def learned(study: Study, name: str) -> TrainedRule:
         scaled = study.scaled(config, len(tasks))
         trained = study.meta_train(label, tasks, trained or plan.rule, scaled)
     assert trained is not None
-    return replace(trained, manifest={**trained.manifest, "name": name})
+    manifest = {**trained.manifest, "name": name}
+    if not plan.warmed:
+        return replace(trained, manifest=manifest)
+    changed = {"scaling": "warmed"}
+    rule = replace(trained.rule, **changed)
+    return replace(trained, rule=rule, manifest={**manifest, "changed_afterwards": changed})
 
 
 def meta_tasks(study: Study, name: str) -> list[Task]:
