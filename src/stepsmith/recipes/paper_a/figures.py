@@ -31,7 +31,8 @@ def corrected(
 ) -> None:
     """Rules and tuned baselines over the paper's horizon and ten times it (and a hundred times).
 
-    At ten times the rules' runs are counted that diverge, of as many as at the paper's horizon.
+    At ten times the runs are counted that diverge, of rules made for this task, of as many as at the
+    paper's horizon.
 
     Args:
         study: gets the records, and the finding `diverged`.
@@ -51,7 +52,9 @@ def corrected(
     if study.scale.long is not None:
         named |= {f"learned ({name})": learned(study, name) for name in later}
         wide = replace(study.scale.long, seeds=study.scale.first.seeds * runs)
-        study.findings.setdefault("diverged", []).extend(_diverged(study, task, named, wide))
+        own = {label: rule for label, rule in named.items() if task.name in rule.manifest["tasks"]}
+        if own:
+            study.findings.setdefault("diverged", []).extend(_diverged(study, task, own, wide))
     for horizon in (study.scale.long, study.scale.longest if longest else None):
         if horizon is None:
             continue
