@@ -12,7 +12,7 @@ from torch import nn
 
 from stepsmith import CheckpointError, store
 from stepsmith.subspace import Subspace, per_layer, products, random
-from stepsmith.subspace.layout import Layout, members
+from stepsmith.subspace.layout import TypedLayout, members
 
 SIZE = 63
 
@@ -206,7 +206,7 @@ def test_repr_says_what_it_is():
     assert "3 blocks" in repr(per_layer(network(), 4))
 
 
-def layout() -> Layout:
+def layout() -> TypedLayout:
     return random(network(), 2).layout
 
 
@@ -267,8 +267,8 @@ def test_parameters_need_names():
 
 def test_layouts_of_nothing_or_of_integers():
     with pytest.raises(ValueError, match="no parameter to make a subspace of"):
-        Layout.of({})
+        TypedLayout.of({})
     with pytest.raises(ValueError, match=r"'count' is torch.int64, not floating-point"):
-        Layout.of({"count": torch.zeros((), dtype=torch.int64)})
+        TypedLayout.of({"count": torch.zeros((), dtype=torch.int64)})
     with pytest.raises(ValueError, match="'a' is named twice"):
-        Layout(("a", "a"), ((1,), (1,)), (torch.float32, torch.float32))
+        TypedLayout(("a", "a"), ((1,), (1,)), (torch.float32, torch.float32))

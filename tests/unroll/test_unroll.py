@@ -9,9 +9,10 @@ from torch import nn
 
 from stepsmith import LearnedOptimizer
 from stepsmith.hub import TrainedRule
+from stepsmith.layout import Layout
 from stepsmith.rules import make_rule
 from stepsmith.tasks import ModuleTask, Quadratic
-from stepsmith.unroll import Copies, Layout, RuleStepper, TorchStepper, roll
+from stepsmith.unroll import Copies, RuleStepper, TorchStepper, roll
 
 
 def adam(params):

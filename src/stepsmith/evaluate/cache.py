@@ -184,9 +184,11 @@ def _code() -> str:
     """Hash of everything a rule's run executes."""
     root = Path(stepsmith.__file__).parent
     digest = hashlib.sha256()
+    paths = [root / "layout.py"]
     for package in ("rules", "kernels", "unroll"):
-        for path in sorted((root / package).rglob("*.py")):
-            digest.update(path.read_bytes())
+        paths += sorted((root / package).rglob("*.py"))
+    for path in paths:
+        digest.update(path.read_bytes())
     return digest.hexdigest()
 
 

@@ -26,9 +26,10 @@ import torch
 from torch import Tensor
 
 from stepsmith import kernels
+from stepsmith.layout import Layout
 from stepsmith.meta.losses import meta_loss
 from stepsmith.rules.base import Rule, State, Weights
-from stepsmith.unroll import Copies, Layout, RuleStepper, Start, roll
+from stepsmith.unroll import Copies, RuleStepper, Start, roll
 from stepsmith.unroll.steppers import coupled_spans
 
 LossTimes = Literal["after", "before"]

@@ -18,7 +18,7 @@ from torch import Tensor
 from stepsmith import store
 from stepsmith.store import CheckpointError
 from stepsmith.subspace import products
-from stepsmith.subspace.layout import Layout, NamedParams, named, unwrapped
+from stepsmith.subspace.layout import NamedParams, TypedLayout, named, unwrapped
 from stepsmith.version import __version__
 
 STORED = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
@@ -51,7 +51,7 @@ class Subspace:
 
     blocks: tuple[Tensor, ...]
     origin: Tensor
-    layout: Layout
+    layout: TypedLayout
     buffers: dict[str, Tensor] = field(default_factory=dict)
     info: dict[str, Any] = field(default_factory=dict)
 
@@ -254,7 +254,7 @@ class Subspace:
         tensors, manifest = store.read(Path(path), "subspace")
         try:
             told = manifest["layout"]
-            layout = Layout(
+            layout = TypedLayout(
                 tuple(told["names"]),
                 tuple(tuple(shape) for shape in told["shapes"]),
                 tuple(getattr(torch, name) for name in told["dtypes"]),

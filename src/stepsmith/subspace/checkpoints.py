@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from stepsmith import store
-from stepsmith.subspace.layout import Layout
+from stepsmith.subspace.layout import TypedLayout
 from stepsmith.subspace.snapshots import Snapshots
 
 Source = Mapping[str, Tensor] | str | Path
@@ -116,7 +116,7 @@ class Checkpoint:
                 )
         return list(self.forms)
 
-    def require(self, layout: Layout) -> None:
+    def require(self, layout: TypedLayout) -> None:
         """Check that it has the tensors of a layout.
 
         Raises:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from stepsmith.subspace.basis import Subspace, buffers_of, require_stored
-from stepsmith.subspace.layout import Layout, trainable
+from stepsmith.subspace.layout import TypedLayout, trainable
 from stepsmith.subspace.orthonormal import Part, orthonormal
 from stepsmith.subspace.trajectory import require_counts
 
@@ -48,7 +48,7 @@ def random(
     Subspace(random, 3 directions of 12 numbers in 2 tensors, float32)
     """
     params = start_of(model)
-    layout = Layout.of(params)
+    layout = TypedLayout.of(params)
     if d > layout.total:
         raise ValueError(
             f"random: d = {d} directions asked for, but the model has only {layout.total} "
@@ -79,7 +79,7 @@ def drawn(
     require_counts(owner, d=d)
     require_stored(owner, dtype)
     params = start_of(model)
-    layout = Layout.of({name: params[name] for names in groups for name in names})
+    layout = TypedLayout.of({name: params[name] for names in groups for name in names})
     dims = [sum(params[name].numel() for name in names) for names in groups]
     shapes = [(min(d, size), size) for size in dims]
     seed = int(torch.randint(2**62, (), generator=generator))

@@ -11,7 +11,7 @@ from torch import nn
 from stepsmith.subspace.basis import Subspace
 from stepsmith.subspace.checkpoints import Source
 from stepsmith.subspace.gaussian import drawn, start_of
-from stepsmith.subspace.layout import Layout
+from stepsmith.subspace.layout import TypedLayout
 from stepsmith.subspace.trajectory import BLOCK, Run, Trajectory
 
 By = Literal["layer", "tensor"] | Callable[[str], str]
@@ -59,7 +59,7 @@ def per_layer(
     if isinstance(source, nn.Module):
         if params is not None or origin is not None:
             raise ValueError("per_layer: params and origin belong to a trajectory, not to a model")
-        groups = _groups(Layout.of(start_of(source)), by)
+        groups = _groups(TypedLayout.of(start_of(source)), by)
         return drawn("per_layer", source, groups, d, generator=generator, dtype=dtype, source=note)
     if generator is not None:
         raise ValueError(
@@ -71,7 +71,7 @@ def per_layer(
     )
 
 
-def _groups(layout: Layout, by: By) -> list[list[str]]:
+def _groups(layout: TypedLayout, by: By) -> list[list[str]]:
     """Names by layer, layers in order of their first tensor; empty tensors join any neighbour."""
     if by not in ("layer", "tensor") and not callable(by):
         raise ValueError(f"per_layer: by must be 'layer', 'tensor' or a function, got {by!r}")

@@ -13,10 +13,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from stepsmith.layout import Layout
+
 
 @dataclass(frozen=True)
-class Layout:
-    """Where each named tensor lies in a flat vector of N numbers.
+class TypedLayout(Layout):
+    """A layout of tensors that may differ in dtype.
 
     Args:
         names: in the order in which they are joined.
@@ -26,8 +28,6 @@ class Layout:
         ValueError: no tensor, a name twice, or a tensor that is not of floating-point numbers.
     """
 
-    names: tuple[str, ...]
-    shapes: tuple[tuple[int, ...], ...]
     dtypes: tuple[torch.dtype, ...]
 
     def __post_init__(self):
@@ -47,22 +47,12 @@ class Layout:
                 )
 
     @classmethod
-    def of(cls, tensors: Mapping[str, Tensor]) -> Layout:
+    def of(cls, tensors: Mapping[str, Tensor]) -> TypedLayout:
         """The layout of these tensors, in their order."""
         values = tensors.values()
         return cls(
             tuple(tensors), tuple(tuple(v.shape) for v in values), tuple(v.dtype for v in values)
         )
-
-    @cached_property
-    def sizes(self) -> list[int]:
-        """Numbers in each tensor."""
-        return [torch.Size(shape).numel() for shape in self.shapes]
-
-    @cached_property
-    def total(self) -> int:
-        """N."""
-        return sum(self.sizes)
 
     @cached_property
     def wide(self) -> torch.dtype:
@@ -77,15 +67,6 @@ class Layout:
         """
         self.require(tensors)
         return torch.cat([tensors[n].detach().reshape(-1).to(self.wide) for n in self.names])
-
-    def views(self, flat_XN: Tensor) -> dict[str, Tensor]:
-        """Split (..., N) into tensors of shape (..., *shape), without a copy."""
-        lead = flat_XN.shape[:-1]
-        parts = flat_XN.split(self.sizes, dim=-1)
-        return {
-            name: part.reshape((*lead, *shape))
-            for name, part, shape in zip(self.names, parts, self.shapes, strict=True)
-        }
 
     def tensors(self, flat_XN: Tensor) -> dict[str, Tensor]:
         """`views`, in the tensors' own dtypes."""
@@ -154,7 +135,7 @@ def unwrapped(model: nn.Module) -> nn.Module:
     return inner if isinstance(inner, nn.Module) else model
 
 
-def members(layout: Layout, model: NamedParams) -> list[Tensor]:
+def members(layout: TypedLayout, model: NamedParams) -> list[Tensor]:
     """The model's parameters that a layout names, in the layout's order.
 
     Whatever order the model has them in; tied parameters may go by any of their names.

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from stepsmith import store
 from stepsmith.subspace.basis import buffers_of
-from stepsmith.subspace.layout import Layout, trainable, unwrapped
+from stepsmith.subspace.layout import TypedLayout, trainable, unwrapped
 from stepsmith.version import __version__
 
 _NAME = re.compile(r"snapshot-(\d+)\.safetensors")
@@ -46,7 +46,7 @@ class Snapshots:
         self.folder = Path(folder)
         self.every = every
         self._model = unwrapped(model)
-        Layout.of(trainable(model))
+        TypedLayout.of(trainable(model))
         there = self.listed(self.folder)
         if there and not resume:
             raise ValueError(

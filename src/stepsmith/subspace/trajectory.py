@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from stepsmith.subspace.basis import Subspace, require_stored
 from stepsmith.subspace.checkpoints import Checkpoint, Piece, Source, as_checkpoints
-from stepsmith.subspace.layout import Layout, trainable, unwrapped
+from stepsmith.subspace.layout import TypedLayout, trainable, unwrapped
 from stepsmith.subspace.orthonormal import Part, orthonormal
 from stepsmith.subspace.snapshots import Snapshots
 
@@ -101,7 +101,7 @@ class Run:
         for name in names:
             if name not in first.forms:
                 raise ValueError(f"{owner}: {first.label} has no tensor {name!r}")
-        self.layout = Layout(
+        self.layout = TypedLayout(
             tuple(names),
             tuple(first.forms[name][0] for name in names),
             tuple(first.forms[name][1] for name in names),
@@ -139,7 +139,7 @@ class Run:
             )
         order = [name for names in groups for name in names]
         place = {name: i for i, name in enumerate(self.layout.names)}
-        layout = Layout(
+        layout = TypedLayout(
             tuple(order),
             tuple(self.layout.shapes[place[name]] for name in order),
             tuple(self.layout.dtypes[place[name]] for name in order),
@@ -257,11 +257,11 @@ def _names(first: Checkpoint, params: nn.Module | Iterable[str] | None) -> list[
     return list(trainable(params)) if isinstance(params, nn.Module) else list(params)
 
 
-def _numel(layout: Layout, name: str) -> int:
+def _numel(layout: TypedLayout, name: str) -> int:
     return layout.sizes[layout.names.index(name)]
 
 
-def _cut(names: Sequence[str], layout: Layout, block: int) -> Iterator[list[Piece]]:
+def _cut(names: Sequence[str], layout: TypedLayout, block: int) -> Iterator[list[Piece]]:
     """Pieces of tensors that make up at most `block` columns at a time."""
     cut: list[Piece] = []
     room = block

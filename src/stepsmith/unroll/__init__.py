@@ -3,8 +3,8 @@
 One function, below meta-training and evaluation alike, so that both measure the same thing.
 """
 
-from stepsmith.unroll.copies import Copies, Layout
+from stepsmith.unroll.copies import Copies
 from stepsmith.unroll.roll import Start, roll
 from stepsmith.unroll.steppers import RuleStepper, Stepper, TorchStepper
 
-__all__ = ["Copies", "Layout", "RuleStepper", "Start", "Stepper", "TorchStepper", "roll"]
+__all__ = ["Copies", "RuleStepper", "Start", "Stepper", "TorchStepper", "roll"]

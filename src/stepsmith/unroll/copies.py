@@ -9,13 +9,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
-from functools import cache, cached_property, partial
+from functools import cache, partial
 
 import torch
 from torch import Tensor
 
-from stepsmith.tasks.base import Batch, Buffers, Params, Task
+from stepsmith.layout import Layout
+from stepsmith.tasks.base import Batch, Buffers, Task
 
 
 @cache
@@ -32,48 +32,6 @@ def one_thread_each() -> Iterator[ThreadPoolExecutor]:
     finally:
         # The BLAS library's count is global: the pool's threads have set it to one.
         torch.set_num_threads(threads)
-
-
-@dataclass(frozen=True)
-class Layout:
-    """Where each tensor of an optimizee lies in its flat vector of P numbers."""
-
-    names: tuple[str, ...]
-    shapes: tuple[tuple[int, ...], ...]
-
-    @classmethod
-    def of(cls, params: Params) -> Layout:
-        """The layout of these parameters."""
-        return cls(tuple(params), tuple(tuple(p.shape) for p in params.values()))
-
-    @cached_property
-    def sizes(self) -> list[int]:
-        """Numbers in each tensor."""
-        return [int(torch.Size(shape).numel()) for shape in self.shapes]
-
-    @cached_property
-    def total(self) -> int:
-        """P."""
-        return sum(self.sizes)
-
-    @cached_property
-    def spans(self) -> list[slice]:
-        """The slice of each tensor in the flat vector."""
-        ends = torch.tensor(self.sizes).cumsum(0).tolist()
-        return [slice(end - size, end) for end, size in zip(ends, self.sizes, strict=True)]
-
-    def flatten(self, params: Params) -> Tensor:
-        """Join the tensors into (P,)."""
-        return torch.cat([params[name].reshape(-1) for name in self.names])
-
-    def views(self, theta: Tensor) -> Params:
-        """Split (..., P) into tensors of shape (..., *shape)."""
-        lead = theta.shape[:-1]
-        parts = theta.split(self.sizes, dim=-1)
-        return {
-            name: part.reshape((*lead, *shape))
-            for name, part, shape in zip(self.names, parts, self.shapes, strict=True)
-        }
 
 
 class Copies:

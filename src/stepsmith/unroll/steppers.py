@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 from stepsmith import kernels
+from stepsmith.layout import Layout
 from stepsmith.rules.base import Carry, Rule, State, Weights, statistics_dtype
 from stepsmith.rules.units import norms
-from stepsmith.unroll.copies import Layout
 
 Keep = Callable[[Tensor, Tensor | None], None]
 """Sees the features (F, N) of all N = C * P coordinates and their scale (N,) or None."""

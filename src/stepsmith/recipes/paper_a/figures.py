@@ -31,8 +31,8 @@ def corrected(
 ) -> None:
     """Rules and tuned baselines over the paper's horizon and ten times it (and a hundred times).
 
-    At ten times the runs are counted that diverge, of rules made for this task, of as many as at the
-    paper's horizon.
+    Rules made for this task: at ten times, those of as many runs as at the paper's horizon are
+    counted that diverge.
 
     Args:
         study: gets the records, and the finding `diverged`.
