@@ -219,6 +219,17 @@ def test_many_curves_have_their_legend_below():
     assert figures.loss_curves(made(), TOY).legends == []
 
 
+def test_losses_that_span_little_have_labels_too():
+    records = made(ms=(4.0, 1.0))
+    for block in records.select("train_loss"):
+        block.values[:] = 4.5 + block.values / block.values.max()
+    axes = figures.loss_curves(records, TOY).axes[0]
+    axes.figure.canvas.draw()
+    low, high = axes.get_ylim()
+    shown = [tick for tick in axes.yaxis.get_ticklabels() if low <= tick.get_position()[1] <= high]
+    assert len([tick for tick in shown if tick.get_text()]) >= 3
+
+
 def test_figures_of_what_was_not_measured():
     empty = Records()
     assert figures.accuracies(empty, TOY) is None

@@ -13,7 +13,7 @@ import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, NullFormatter
+from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
 
 from stepsmith.evaluate.records import Block, Records
 from stepsmith.evaluate.statistics import diverged, score, smoothed, smoothing
@@ -23,6 +23,9 @@ LINEAR = 200
 """Longer curves have a logarithmic axis of steps."""
 WIDE = 5.0
 """Validation scores whose largest is more than so many times the least have a logarithmic axis."""
+NARROW = 4
+"""A logarithmic axis of losses whose ends differ less than so many times is labelled as a plain
+one: of the usual labels, 1, 2, 3 and 5, it would show one or two."""
 CROWD = 12
 """More curves than this have their legend below the axes."""
 
@@ -96,8 +99,11 @@ def _log_losses(axes: Axes) -> None:
     axes.set_yscale("log")
     axes.yaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:g}"))
     low, high = axes.get_ylim()
-    crowded = high > 1e3 * low
-    axes.yaxis.set_minor_formatter(NullFormatter() if crowded else FuncFormatter(_plain_minor))
+    narrow, crowded = high < NARROW * low, high > 1e3 * low
+    if narrow:
+        axes.yaxis.set_major_locator(MaxNLocator(5))
+    unlabelled = narrow or crowded
+    axes.yaxis.set_minor_formatter(NullFormatter() if unlabelled else FuncFormatter(_plain_minor))
 
 
 def _drawn(steps: int) -> np.ndarray:
