@@ -15,30 +15,12 @@ from dataclasses import replace
 import torch
 
 from stepsmith import load, make_task
-from stepsmith.evaluate import train
 from stepsmith.evaluate.run import by_rule
 from stepsmith.rules.lstm import UNITS
 from stepsmith.rules.units import RelativeUnits
-from stepsmith.unroll import Copies
+from stepsmith.unroll import Copies, Start, roll
 
 STEPS = 100
-
-
-class Watched:
-    """A maker of steppers that keeps the gradients' norms of the first copies made."""
-
-    def __init__(self, make):
-        self.make, self.norms = make, []
-
-    def __call__(self, copies: Copies):
-        """Make a watched stepper."""
-        stepper = self.make(copies)
-
-        def step(theta_CP, grad_CP):
-            self.norms.append(grad_CP.abs().mean(1))
-            stepper(theta_CP, grad_CP)
-
-        return step
 
 
 def main() -> None:
@@ -56,13 +38,16 @@ def main() -> None:
         task = make_task(name, data_dir=chosen.data_dir)
         for warmup in chosen.warmups:
             UNITS["warmed"] = RelativeUnits(warmup=warmup)
-            watched = Watched(by_rule(trained))
-            starts = range(5000, 5000 + chosen.starts)
-            losses_ST, _ = train(task, watched, starts, STEPS, chosen.starts)
-            norms_TC = torch.stack(watched.norms)
+            copies, norms = Copies(task, range(5000, 5000 + chosen.starts)), []
+
+            def hook(start: Start, norms=norms) -> None:
+                norms.append(start.grad_CP.abs().mean(1))
+
+            losses_TC = roll(copies, by_rule(trained)(copies), STEPS, hook=hook)
+            norms_TC = torch.stack(norms)
             growth = float((norms_TC / norms_TC[0]).max(0).values.median())
-            print(f"{name}: warm-up {warmup}: mean {losses_ST.mean():.4f}, "
-                  f"last ten {losses_ST[:, -10:].mean():.4f}, largest {losses_ST.max():.2f}; "
+            print(f"{name}: warm-up {warmup}: mean {losses_TC.mean():.4f}, "
+                  f"last ten {losses_TC[-10:].mean():.4f}, largest {losses_TC.max():.2f}; "
                   f"n_1 / P {float(norms_TC[0].mean()):.2g}, growth {growth:.3g}",
                   flush=True)  # fmt: skip
 

@@ -19,7 +19,7 @@ from stepsmith.version import __version__
 
 BUNDLED = ("quadratic", "mlp-mnist", "convnet-mnist", "general-warmed")
 """Rules that come with the package, named after the task they were meta-trained on; the general one
-after a dozen."""
+was on a dozen."""
 
 
 @dataclass(frozen=True)

@@ -31,8 +31,8 @@ def corrected(
 ) -> None:
     """Rules and tuned baselines over the paper's horizon and ten times it (and a hundred times).
 
-    Rules made for this task: at ten times, those of as many runs as at the paper's horizon are
-    counted that diverge.
+    At ten times, the runs that diverge are counted of the rules made for this task, out of as many
+    as at the paper's horizon.
 
     Args:
         study: gets the records, and the finding `diverged`.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from stepsmith.hub import TrainedRule
@@ -26,7 +26,7 @@ class MetaTraining:
         further: changes to `config` for stages that go on from the one before.
         protocol: which data and network the tasks stand for.
         scaled: `"coordinate"` or `"tensor"`: each task by `RandomlyScaled`; empty, as it is.
-        warmed: the rule's first steps are warmed up afterwards (see `RelativeUnits`).
+        changed: fields of the rule that are changed once it is meta-trained.
     """
 
     tasks: tuple[str, ...]
@@ -35,7 +35,7 @@ class MetaTraining:
     further: tuple[dict[str, Any], ...] = ()
     protocol: Protocol = "corrected"
     scaled: str = ""
-    warmed: bool = False
+    changed: dict[str, Any] = field(default_factory=dict)
 
     @property
     def stages(self) -> list[dict[str, Any]]:
@@ -124,6 +124,8 @@ MANY = (
 )  # fmt: skip
 """The dozen small architectures of the general rule."""
 
+_GENERAL = MetaTraining(MANY, _relative(), {**_OWN, "steps": 240_000, "validation_copies": 4})
+
 RULES: dict[str, MetaTraining] = {
     "published-quadratic": as_published("quadratic", _lstm("raw", 1.0), 0.003, 100),
     "published-mlp-mnist": as_published("mlp-mnist", _lstm(), 0.01, 20),
@@ -154,7 +156,8 @@ RULES: dict[str, MetaTraining] = {
             {"steps": 450_000, "horizon": 1000, "lr": 0.005},
         ),
     ),
-    "general": MetaTraining(MANY, _relative(), {**_OWN, "steps": 240_000, "validation_copies": 4}),
+    "general": _GENERAL,
+    "general-warmed": replace(_GENERAL, changed={"scaling": "warmed"}),
     "bert-e2e": _own("bert-e2e", 30_000, validation_copies=4),
     "bert-lora-e2e": _own("bert-lora-e2e", 15_000, validation_copies=4),
     "convnet-fashion_mnist": _own("convnet-fashion_mnist", 100_000, samples=None, validations=20),
@@ -164,8 +167,6 @@ RULES: dict[str, MetaTraining] = {
         for seed in TECHNIQUE_SEEDS
     },
 }  # fmt: skip
-
-RULES["general-warmed"] = replace(RULES["general"], warmed=True)
 
 
 def learned(study: Study, name: str) -> TrainedRule:
@@ -182,11 +183,9 @@ def learned(study: Study, name: str) -> TrainedRule:
         trained = study.meta_train(label, tasks, trained or plan.rule, scaled)
     assert trained is not None
     manifest = {**trained.manifest, "name": name}
-    if not plan.warmed:
-        return replace(trained, manifest=manifest)
-    changed = {"scaling": "warmed"}
-    rule = replace(trained.rule, **changed)
-    return replace(trained, rule=rule, manifest={**manifest, "changed_afterwards": changed})
+    if plan.changed:
+        manifest["changed_afterwards"] = plan.changed
+    return replace(trained, rule=replace(trained.rule, **plan.changed), manifest=manifest)
 
 
 def meta_tasks(study: Study, name: str) -> list[Task]:
