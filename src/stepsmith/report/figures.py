@@ -260,7 +260,7 @@ def tuning_curves(records: Records, panel: Panel) -> Figure | None:
             rates, values = zip(*sorted(points), strict=True)
             axes.plot(rates, values, "o-", ms=4, color=palette[name], label=name)
         axes.set_xscale("log")
-        axes.set_yscale("log")
+        _log_losses(axes)
         axes.set(xlabel="rate", ylabel=f"{criterion} loss, tuning seeds", title=panel.title)
         axes.legend(ncols=2)
     return figure
