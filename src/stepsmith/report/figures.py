@@ -12,6 +12,7 @@ from typing import Any
 import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
 
@@ -24,7 +25,7 @@ LINEAR = 200
 WIDE = 5.0
 """Validation scores whose largest is more than so many times the least have a logarithmic axis."""
 NARROW = 4
-"""A logarithmic axis of losses whose ends differ less than so many times is labelled as a plain
+"""A logarithmic axis whose ends differ less than so many times is labelled as a plain
 one: of the usual labels, 1, 2, 3 and 5, it would show one or two."""
 CROWD = 12
 """More curves than this have their legend below the axes."""
@@ -97,13 +98,18 @@ def _plain_minor(value: float, _: int) -> str:
 def _log_losses(axes: Axes) -> None:
     """A logarithmic axis of losses that are drawn already, with plain numbers."""
     axes.set_yscale("log")
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:g}"))
-    low, high = axes.get_ylim()
+    _plain_numbers(axes.yaxis)
+
+
+def _plain_numbers(axis: Axis) -> None:
+    """Labels of a logarithmic axis on which all is drawn already."""
+    axis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:g}"))
+    low, high = axis.get_view_interval()
     narrow, crowded = high < NARROW * low, high > 1e3 * low
     if narrow:
-        axes.yaxis.set_major_locator(MaxNLocator(5))
+        axis.set_major_locator(MaxNLocator(5))
     unlabelled = narrow or crowded
-    axes.yaxis.set_minor_formatter(NullFormatter() if unlabelled else FuncFormatter(_plain_minor))
+    axis.set_minor_formatter(NullFormatter() if unlabelled else FuncFormatter(_plain_minor))
 
 
 def _drawn(steps: int) -> np.ndarray:
@@ -260,6 +266,7 @@ def tuning_curves(records: Records, panel: Panel) -> Figure | None:
             rates, values = zip(*sorted(points), strict=True)
             axes.plot(rates, values, "o-", ms=4, color=palette[name], label=name)
         axes.set_xscale("log")
+        _plain_numbers(axes.xaxis)
         _log_losses(axes)
         axes.set(xlabel="rate", ylabel=f"{criterion} loss, tuning seeds", title=panel.title)
         axes.legend(ncols=2)
