@@ -11,12 +11,10 @@ from stepsmith.evaluate import BASELINES, Records
 from stepsmith.evaluate.statistics import diverged
 from stepsmith.hub import TrainedRule
 from stepsmith.recipes.paper_a import published
+from stepsmith.recipes.paper_a.horizons import longer
 from stepsmith.recipes.paper_a.rules import learned
 from stepsmith.recipes.study import Horizon, Recipe, Study
 from stepsmith.tasks import Task
-
-LONG = ("nag", "adam", "adamw", "momentum")
-"""Baselines of the longer horizons."""
 
 
 def corrected(
@@ -48,21 +46,16 @@ def corrected(
     first = study.compare(
         task, named, BASELINES, horizon=study.scale.first.times(runs, tuning), timing=True
     )
-    best = {name: tuned.rates["final"] for name, tuned in first.tuned.items()}
     if study.scale.long is not None:
         named |= {f"learned ({name})": learned(study, name) for name in later}
         wide = replace(study.scale.long, seeds=study.scale.first.seeds * runs)
         own = {label: rule for label, rule in named.items() if task.name in rule.manifest["tasks"]}
         if own:
             study.findings.setdefault("diverged", []).extend(_diverged(study, task, own, wide))
+    found = first
     for horizon in (study.scale.long, study.scale.longest if longest else None):
-        if horizon is None:
-            continue
-        found = study.compare(
-            task, named, LONG, horizon=horizon.times(max(1, runs // 2), tuning),
-            tune_around={name: best[name] for name in LONG},
-        )  # fmt: skip
-        best |= {name: tuned.rates["final"] for name, tuned in found.tuned.items()}
+        further = horizon and horizon.times(max(1, runs // 2), tuning)
+        found = longer(study, task, named, found, further)
 
 
 def _diverged(

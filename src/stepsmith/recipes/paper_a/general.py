@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from stepsmith.evaluate import BASELINES
+from stepsmith.recipes.paper_a.horizons import longer
 from stepsmith.recipes.paper_a.rules import MANY, learned
 from stepsmith.recipes.study import Horizon, Recipe, Study
 
@@ -44,9 +45,10 @@ def general(study: Study) -> None:
     names = ("general-warmed", "general", "mlp-mnist")
     rules = {f"learned ({name})": learned(study, name) for name in names}
     for name in UNSEEN:
-        study.compare(
-            study.task(name), rules, BASELINES, horizon=fewer(study.scale.first), timing=True
-        )
+        task = study.task(name)
+        horizon, long = fewer(study.scale.first), study.scale.long and fewer(study.scale.long)
+        first = study.compare(task, rules, BASELINES, horizon=horizon, timing=True)
+        longer(study, task, rules, first, long)
 
 
 def matrix(study: Study) -> None:

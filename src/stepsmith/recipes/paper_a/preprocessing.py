@@ -10,6 +10,7 @@ import numpy as np
 from stepsmith.evaluate import BASELINES, Records
 from stepsmith.evaluate.statistics import interval, resamples
 from stepsmith.recipes.paper_a import published
+from stepsmith.recipes.paper_a.horizons import longer
 from stepsmith.recipes.paper_a.rules import learned
 from stepsmith.recipes.study import Recipe, Study
 from stepsmith.tasks.noisy import with_noisy_batches
@@ -26,11 +27,14 @@ AFTER = 5
 
 
 def preprocessing(study: Study) -> None:
-    """Both LSTMs on the paper's data beside its baselines, and on ours beside tuned ones."""
+    """Both LSTMs on the paper's data beside its baselines, and on ours beside tuned ones, over ten
+    times the horizon too."""
     for name, (pairs, raw) in PAIRS.items():
         rules = {"LSTM, log/sign": learned(study, pairs), "LSTM, raw": learned(study, raw)}
         published.compare(study, name, rules)
-        study.compare(study.task(name), rules, BASELINES)
+        task = study.task(name)
+        first = study.compare(task, rules, BASELINES)
+        longer(study, task, rules, first, study.scale.long)
 
 
 def spikes(study: Study, every: int = 20) -> None:

@@ -12,7 +12,7 @@ import numpy as np
 
 from stepsmith.evaluate import BASELINES, Records
 from stepsmith.evaluate.statistics import interval, resamples, score
-from stepsmith.recipes.paper_a.figures import LONG
+from stepsmith.recipes.paper_a.horizons import longer
 from stepsmith.recipes.paper_a.rules import TECHNIQUE_SEEDS, TECHNIQUES, learned, technique
 from stepsmith.recipes.study import Recipe, Study
 
@@ -29,11 +29,7 @@ def techniques(study: Study) -> None:
     mlp, other = study.task("mlp-mnist"), study.task("cnn8-fashion_mnist")
     first = study.compare(mlp, rules, BASELINES)
     study.compare(other, rules, BASELINES)
-    if study.scale.long is not None:
-        study.compare(
-            mlp, rules, LONG, horizon=study.scale.long,
-            tune_around={name: first.tuned[name].rates["final"] for name in LONG},
-        )  # fmt: skip
+    longer(study, mlp, rules, first, study.scale.long)
     study.findings["techniques"] = against_plain(study.records, TECHNIQUES, TECHNIQUE_SEEDS)
 
 
