@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from pathlib import Path
 
@@ -21,11 +22,9 @@ def programs() -> list[str]:
 
 
 def test_a_bundled_rule_trains_the_readers_model(programs):
-    batches = [(torch.randn(32, 784), torch.arange(32) % 10)] * 12
-    scope = {"batches": batches}
+    scope = {}
     exec(programs[0], scope)
-    first = torch.nn.functional.cross_entropy(torch.zeros(32, 10), batches[0][1])
-    assert float(scope["loss"].detach()) < 0.8 * float(first)
+    assert float(scope["loss"].detach()) < 0.5 * math.log(10)
 
 
 def test_meta_training_on_the_readers_model(programs, tmp_path, monkeypatch):

@@ -109,13 +109,17 @@ def train(
     rule: Annotated[
         str, typer.Option("--rule", "-r", help="joined, l2o_dm or rnnprop.")
     ] = "joined",
-    seconds: Annotated[float | None, typer.Option(help="Budget in seconds [default: 120].")] = None,
+    seconds: Annotated[
+        float | None, typer.Option(help="Budget in seconds (120 by default).")
+    ] = None,
     steps: Annotated[int | None, typer.Option(help="Budget in inner steps; repeatable.")] = None,
-    horizon: Annotated[int | None, typer.Option(help="Steps of an episode [default: 100].")] = None,
+    horizon: Annotated[
+        int | None, typer.Option(help="Steps of an episode (100 by default).")
+    ] = None,
     curriculum: Annotated[
         str | None, typer.Option(help="Stages of growing horizon, such as 100,200,500,1000.")
     ] = None,
-    window: Annotated[int | None, typer.Option(help="Steps of a window; the horizon.")] = None,
+    window: Annotated[int | None, typer.Option(help="Steps of a window (the horizon).")] = None,
     copies: Annotated[int, typer.Option(help="Optimizees at once.")] = 2,
     samples: Annotated[int, typer.Option(help="Coordinate-steps replayed a window.")] = 40_000,
     loss: Annotated[str, typer.Option(help="Meta-loss: mean, final or log.")] = "mean",
@@ -123,7 +127,7 @@ def train(
     imitation: Annotated[
         float, typer.Option(help="Chance that an episode follows a teacher, Adam.")
     ] = 0.0,
-    teacher_lr: Annotated[float | None, typer.Option(help="The teacher's rate [0.01].")] = None,
+    teacher_lr: Annotated[float | None, typer.Option(help="The teacher's rate (0.01).")] = None,
     proportions: Annotated[
         str | None, typer.Option(help="Shares of the windows, one a task, such as 2,1,1.")
     ] = None,
@@ -140,7 +144,9 @@ def train(
     hidden: Annotated[int | None, typer.Option(help="LSTM units a layer.")] = None,
     layers: Annotated[int | None, typer.Option(help="LSTM layers.")] = None,
     inputs: Annotated[str | None, typer.Option(help="raw, log_sign, adam or joined.")] = None,
-    step_scale: Annotated[float | None, typer.Option(help="Factor on the step.")] = None,
+    step_scale: Annotated[
+        float | None, typer.Option(help="Factor on the step (0.1; relative: 3).")
+    ] = None,
     scaling: Annotated[
         str | None,
         typer.Option(

@@ -42,9 +42,9 @@ class LearnedOptimizer(torch.optim.Optimizer):
             changed, or `"ignore"` it, which saves the check.
         backend: how the network runs, one of `stepsmith.kernels.BACKENDS`; `"auto"` takes the
             fastest there is for each dtype and device.
-        carry_dtype: of the recurrent state between steps; `torch.bfloat16` halves its memory, and
-            on a GPU the time of a step that memory bounds. On a CPU it costs time, and a float32
-            copy during the step. What it costs in loss: `docs/5-speed.md`.
+        carry_dtype: of the recurrent state between steps; `torch.bfloat16` halves its memory. On
+            a CPU it costs time, and a float32 copy during the step. What it costs in loss:
+            `docs/5-speed.md`.
 
     Raises:
         ValueError: negative or non-finite lr or weight_decay, complex parameters, unknown choices,

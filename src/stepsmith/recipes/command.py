@@ -21,7 +21,7 @@ CacheDir = Annotated[
     Path, typer.Option("--cache", help="Folder of tuned baselines, runs and meta-trained rules.")
 ]
 Source = Annotated[
-    str | None, typer.Option(help="Data from: auto, sample, directory or hub [the scale's].")
+    str | None, typer.Option(help="Data from: auto, sample, directory or hub (the scale's).")
 ]
 DataDir = Annotated[
     str | None, typer.Option(help="Folder with the data sets; or set STEPSMITH_DATA_DIR.")
