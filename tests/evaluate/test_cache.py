@@ -169,6 +169,41 @@ def test_tasks_of_one_name_are_told_apart_by_what_they_do(tiny_task):
     assert len({str(each) for each in found}) == 4
 
 
+def test_users_tasks_that_begin_alike_are_told_apart(tiny_task):
+    data, labels = tiny_task.data.train
+    other = labels.roll(1)
+
+    def task(activation=nn.Tanh, smoothing=0.0, dropout=0.0, tested=labels):
+        def make():
+            head = nn.Linear(5, 3)
+            nn.init.zeros_(head.weight)  # so that nothing before it shows in the first loss
+            return nn.Sequential(nn.Linear(6, 5), activation(), nn.Dropout(dropout), head)
+
+        loss = functools.partial(nn.functional.cross_entropy, label_smoothing=smoothing)
+        long = data.repeat(600, 1), tested.repeat(600)
+        late = torch.cat([labels.repeat(600)[:700], long[1][700:]])
+        return type(tiny_task)(
+            make, loss, ((data, labels), (long[0], late)), batch_size=8, dtype=torch.float64,
+            name="tiny",
+        )  # fmt: skip
+
+    alike = [task(), task(nn.ReLU), task(smoothing=0.1), task(dropout=0.5), task(tested=other)]
+    assert len({str(identity(each)) for each in alike}) == len(alike)
+    assert identity(task()) == identity(task())
+
+
+def mine(params, lr):
+    return torch.optim.SGD(params, lr=lr)
+
+
+def test_a_users_own_optimizer_is_never_read(tmp_path, trainings):
+    for _ in range(2):
+        trainings.clear()
+        evaluate(Quadratic(3), [], [Baseline("mine", mine, 0.1)], cache=tmp_path, **FEW)
+        assert trainings
+    assert not list(tmp_path.glob("*.parquet"))
+
+
 def test_tasks_are_told_apart_by_a_single_batch(tiny_task):
     class Spiky(type(tiny_task)):
         def stream(self, generators, split):

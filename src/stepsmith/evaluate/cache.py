@@ -26,12 +26,17 @@ from stepsmith.hub import TrainedRule
 from stepsmith.optim import LearnedOptimizer
 from stepsmith.store import CheckpointError, fingerprint
 from stepsmith.tasks.base import Batch, Task
+from stepsmith.tasks.module import ModuleTask
+from stepsmith.tasks.wrapped import WrappedTask
 
 FORMAT = 1
 """Raised where the way baselines are run or recorded changes, so that older entries are left."""
 
 BATCHES = 100
 """Of one seed, by which tasks are told apart: some change their data in a few of them only."""
+
+PROBES, PROBED = 3, 0.1
+"""Places, and their distance from the start in each parameter, at which users' tasks are probed."""
 
 _log = logging.getLogger("stepsmith")
 
@@ -106,14 +111,15 @@ class Cache:
 
 def identity(task: Task) -> dict[str, Any]:
     """What tells a task from another: its names and settings, and the start, batches and loss of
-    one seed, since names of users' own tasks may not say everything."""
+    one seed; of a user's own task, whose names may not say everything, also losses and gradients
+    away from the start and the whole test split."""
     generator = torch.Generator().manual_seed(0)
     params, buffers = task.init(generator)
     batches = list(itertools.islice(task.stream([generator], "train"), BATCHES))
     first = tuple(part[0] for part in batches[0])
     loss = task.loss(params, buffers, first, generator, True)[0]
     drawn = [*batches, *itertools.islice(task.test_batches(), 1)]
-    return {
+    told = {
         "task": task.name, "network": task.network_name, "data": task.data_name,
         "batch_size": getattr(task, "batch_size", None), "dtype": str(getattr(task, "dtype", "")),
         "device": task.device.type, "start": fingerprint({**params, **buffers}),
@@ -121,6 +127,34 @@ def identity(task: Task) -> dict[str, Any]:
         "batches": [_batch_hash(batch) for batch in drawn], "loss": f"{float(loss.detach()):.3g}",
         **task.details,
     }  # fmt: skip
+    return told if _is_named(task) else {**told, **_probed(task)}
+
+
+def _is_named(task: Task) -> bool:
+    """Whether the task is one of the library's, whose names and settings say what it does."""
+    while isinstance(task, WrappedTask):
+        task = task.task
+    return type(task) is not ModuleTask and type(task).__module__.startswith("stepsmith.")
+
+
+def _probed(task: Task) -> dict[str, Any]:
+    """Where a start says little (weights of zero, labels not seen yet), what a loss function, an
+    activation, dropout do shows elsewhere: at places around it, training and testing."""
+    generator = torch.Generator().manual_seed(1)
+    params, buffers = task.init(generator)
+    seen = []
+    for _ in range(PROBES):
+        near = {
+            name: (value + PROBED * torch.randn(value.shape, generator=generator).to(value))
+            for name, value in params.items()
+        }
+        for train in (True, False):
+            near = {name: value.detach().requires_grad_() for name, value in near.items()}
+            loss = task.loss(near, buffers, task.batch(generator, "train"), generator, train)[0]
+            slopes = torch.autograd.grad(loss, list(near.values()), allow_unused=True)
+            norms = [0.0 if slope is None else float(slope.norm()) for slope in slopes]
+            seen.append([f"{value:.3g}" for value in (float(loss.detach()), *norms)])
+    return {"probed": seen, "test": [_batch_hash(batch) for batch in task.test_batches()]}
 
 
 def _batch_hash(batch: Batch) -> str:
@@ -128,8 +162,8 @@ def _batch_hash(batch: Batch) -> str:
 
 
 def decides_baseline(entry: Baseline, **settings: Any) -> dict[str, Any] | None:
-    """What decides a tuned baseline; None for a nameless callable, which cannot be told from
-    another."""
+    """What decides a tuned baseline; None for a callable that is not torch's or this library's,
+    whose code is not watched."""
     optimizer = _named(entry.make)
     if optimizer is None:
         return None
@@ -140,9 +174,9 @@ def decides_baseline(entry: Baseline, **settings: Any) -> dict[str, Any] | None:
 
 
 def decides_optimizer(make: Callable[..., Any], **settings: Any) -> dict[str, Any] | None:
-    """What decides the runs of an optimizer taken as it is: a callable with a name, or a
-    `functools.partial` of one with plain keywords alone. None for any other, and for what runs a
-    learned rule, whose weights a name does not tell."""
+    """What decides the runs of an optimizer taken as it is: one of torch's or this library's, or a
+    `functools.partial` of one with plain keywords alone. None for any other, whose code is not
+    watched, and for what runs a learned rule, whose weights a name does not tell."""
     called, given = make, {}
     if isinstance(make, functools.partial) and not make.args:
         called, given = make.func, make.keywords
@@ -164,7 +198,8 @@ def _is_plain(value: Any) -> bool:
 
 def _named(make: Callable[..., Any]) -> str | None:
     module, name = (getattr(make, part, "<") for part in ("__module__", "__qualname__"))
-    return None if "<" in f"{module}{name}" else f"{module}:{name}"
+    watched = module.partition(".")[0] in ("torch", "stepsmith") and "<" not in name
+    return f"{module}:{name}" if watched else None
 
 
 def decides_rule(trained: TrainedRule, **settings: Any) -> dict[str, Any] | None:

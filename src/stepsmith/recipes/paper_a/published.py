@@ -58,6 +58,10 @@ _MAKE: dict[str, Callable[..., torch.optim.Optimizer]] = {
 }
 
 
+class HalvesTask(ModuleTask):
+    """A network of the paper on the halves it used."""
+
+
 def task(study: Study, name: str, *, affine: bool = True) -> Task:
     """A task of the paper on the halves it used.
 
@@ -72,7 +76,7 @@ def task(study: Study, name: str, *, affine: bool = True) -> Task:
     network, _, data = name.rpartition("-")
     images = load_images(data, **study.where)
     shape = images.train_images.shape[1:]
-    return ModuleTask(
+    return HalvesTask(
         lambda: _NETWORKS[network](shape, images.num_classes, affine),
         F.cross_entropy,
         PublishedHalves.of(images),
