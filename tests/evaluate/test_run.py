@@ -163,3 +163,28 @@ def test_nothing_to_compare_and_unknown_names():
         evaluate(Quadratic(3), [], ["adm"])
     with pytest.raises(ValueError, match="unknown bundled rule"):
         evaluate(Quadratic(3), ["mlp-mnits"], ["adam"])
+
+
+class Below(Quadratic):
+    """Its loss begins at a constant below zero."""
+
+    def loss(self, params, buffers, batch, generator, train):
+        value, new, metrics = super().loss(params, buffers, batch, generator, train)
+        return value - value.detach() - 1, new, metrics
+
+
+def test_losses_below_zero_are_refused():
+    with pytest.raises(ValueError, match="initial loss of -1; .* add a constant"):
+        evaluate(Below(3), [], ["adam"], **FEW)
+
+
+def test_two_optimizers_of_one_name_are_refused():
+    given = {"adam": torch.optim.Adam}
+    with pytest.raises(ValueError, match="two optimizers are called 'adam'"):
+        evaluate(Quadratic(3), [], ["adam"], optimizers=given, **FEW)
+
+
+def test_what_is_taken_as_it_is_was_not_tuned():
+    given = {"given": torch.optim.Adam}
+    found = evaluate(Quadratic(3), {"adam": make_rule("adam")}, [], optimizers=given, **FEW)
+    assert {row["tuned_for"] for row in found.rows()} == {""}

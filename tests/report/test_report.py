@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -73,6 +74,21 @@ def test_the_verdict_names_the_leader_of_both_losses():
     assert "diverged" not in sentence
     (sentence,) = verdicts(summarise(made(bad=2)))
     assert "2 of its runs diverged" in sentence
+
+
+@pytest.mark.parametrize(("seeds", "says"), [(1, "adam: a single run"), (3, "in each of 3 runs")])
+def test_few_seeds_are_said_to_be_few(seeds, says):
+    records = made()
+    few = [replace(b, seeds=b.seeds[:seeds], values=b.values[:seeds]) for b in records.blocks]
+    (sentence,) = verdicts(summarise(Records(few)))
+    assert says in sentence
+
+
+def test_what_was_not_tuned_is_not_called_so():
+    records = made()
+    given = [replace(b, key=replace(b.key, tuned_for="")) for b in records.blocks]
+    (sentence,) = verdicts(summarise(Records(given)))
+    assert "best baseline (as given, not tuned), adam" in sentence
 
 
 def test_break_even_is_meta_seconds_over_seconds_saved():

@@ -31,7 +31,7 @@ from stepsmith.evaluate.run import (
     learned_key,
 )
 from stepsmith.evaluate.schedules import Scheduled
-from stepsmith.evaluate.statistics import score
+from stepsmith.evaluate.statistics import require_positive, score
 from stepsmith.evaluate.tuning import hyper_parameters
 from stepsmith.hub import TrainedRule
 from stepsmith.optim import LearnedOptimizer
@@ -316,12 +316,16 @@ def train_epochs(
 
     Returns:
         (S, T) batch losses before each step, and (S, E) test metrics by name.
+
+    Raises:
+        ValueError: a loss that is not above zero at a start.
     """
     group = Copies(task, seeds)
     stepper = make(group)
     losses, tests = [], []
     for start, end in itertools.pairwise([0, *length.ends]):
         losses.append(roll(group, stepper, end - start).T.double().cpu().numpy())
+        require_positive(task.name, losses[0])
         if test and task.has_test:
             tests.append({k: v.double().cpu().numpy() for k, v in group.test().items()})
     metrics = {name: np.stack([t[name] for t in tests], 1) for name in tests[0]} if tests else {}

@@ -8,6 +8,7 @@ from __future__ import annotations
 import functools
 import json
 import math
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -21,7 +22,7 @@ from stepsmith.evaluate import cost
 from stepsmith.evaluate.baselines import BASELINES, Baseline, baseline
 from stepsmith.evaluate.cache import Cache, decides_baseline, decides_optimizer, decides_rule
 from stepsmith.evaluate.records import Key, Records
-from stepsmith.evaluate.statistics import summarise
+from stepsmith.evaluate.statistics import require_positive, summarise
 from stepsmith.evaluate.tuning import (
     CRITERIA,
     FACTOR,
@@ -132,11 +133,15 @@ def evaluate(
         settings: fields of `Settings` (steps, seeds, tuning_seeds, points, copies, ...).
 
     Raises:
-        ValueError: a bad setting, an unknown name, nothing to compare, a cache that is no folder.
+        ValueError: a bad setting, an unknown name, two optimizers of one name, nothing to compare,
+            a loss that is not above zero at a start, a cache that is no folder.
     """
     wanted = Settings(**settings)
     named = _named_rules(rules)
     chosen = [b if isinstance(b, Baseline) else baseline(b) for b in baselines]
+    names = Counter([*named, *(entry.name for entry in chosen), *(optimizers or {})])
+    if twice := [name for name, count in names.items() if count > 1]:
+        raise ValueError(f"evaluate: two optimizers are called {twice[0]!r}; rename one")
     for name in wanted.tune_around or {}:
         if name not in BASELINES and name not in {entry.name for entry in chosen}:
             raise unknown("baseline", name, {*BASELINES, *(entry.name for entry in chosen)})
@@ -161,8 +166,7 @@ def evaluate(
         say(f"{task.name}: {name}")
         given = make.keywords if isinstance(make, functools.partial) else {}
         own = replace(
-            key, optimizer=name, kind="baseline", tuned_for=",".join(CRITERIA),
-            hyper_parameters=json.dumps(given, default=str),
+            key, optimizer=name, kind="baseline", hyper_parameters=json.dumps(given, default=str)
         )  # fmt: skip
         _tested_optimizer(task, make, own, wanted, result.records, kept)
         timed[name] = make
@@ -182,7 +186,6 @@ def learned_key(key: Key, name: str, trained: TrainedRule) -> Key:
     learned = trained.rule.learned
     return replace(
         key, optimizer=name, kind="learned" if learned else "baseline",
-        tuned_for="" if learned else ",".join(CRITERIA),
         rule=type(trained.rule).__name__, meta_task=",".join(trained.manifest.get("tasks", [])),
         checkpoint=trained.fingerprint[:16] if learned else "",
         hyper_parameters=json.dumps(trained.rule.config()),
@@ -204,11 +207,15 @@ def train(
 
     Returns:
         (S, T) batch losses before each step, and (S,) test metrics by name.
+
+    Raises:
+        ValueError: a loss that is not above zero at a start.
     """
     losses, tests = [], []
     for start in range(0, len(seeds), copies):
         group = Copies(task, seeds[start : start + copies])
         losses.append(roll(group, make(group), steps).T.double().cpu().numpy())
+        require_positive(task.name, losses[-1])
         if test:
             tests.append({k: v.double().cpu().numpy() for k, v in group.test().items()})
     metrics = {name: np.concatenate([t[name] for t in tests]) for name in tests[0]} if tests else {}

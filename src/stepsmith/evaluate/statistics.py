@@ -75,6 +75,19 @@ def diverged(losses_ST: np.ndarray) -> np.ndarray:
     return np.logical_or(~finite_S, above_S)
 
 
+def require_positive(task: str, losses_ST: np.ndarray) -> None:
+    """Refuse initial losses by whose multiples no divergence can be told.
+
+    Raises:
+        ValueError: one of them is zero or below.
+    """
+    if (losses_ST[:, 0] <= 0).any():
+        raise ValueError(
+            f"{task}: has an initial loss of {losses_ST[:, 0].min():.3g}; losses must be above "
+            "zero at the start, of which runs that diverge count as ten times: add a constant"
+        )
+
+
 def score(losses_ST: np.ndarray, criterion: str) -> np.ndarray:
     """(S,) mean loss over the horizon or its last tenth (`final`); the penalty if diverged."""
     steps = losses_ST.shape[1]
@@ -90,7 +103,10 @@ def penalised(losses_ST: np.ndarray) -> np.ndarray:
 
 
 def interval(values_R: np.ndarray) -> tuple[float | None, float | None]:
-    """The central 95 % of resampled values; None at an end that lies among the never-reached."""
+    """The central 95 % of resampled values; None at an end that lies among the never-reached, and
+    at both where there is one value alone."""
+    if len(values_R) == 1:
+        return None, None
     low, high = np.percentile(values_R, [2.5, 97.5], method="nearest")
     return _number(low), _number(high)
 

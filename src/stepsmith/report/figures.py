@@ -169,7 +169,7 @@ def accuracies(records: Records, panel: Panel) -> Figure | None:
     blocks = [
         block
         for block in panel.select(records, "test_accuracy", "test")
-        if block.key.kind == "learned" or "final" in block.key.tuned_for.split(",")
+        if not block.key.tuned_for or "final" in block.key.tuned_for.split(",")
     ]
     if not blocks:
         return None

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from stepsmith.evaluate.statistics import FEW
+
 _MEAN, _FINAL = "mean_train_loss", "final_train_loss"
 
 
@@ -39,6 +41,8 @@ def tuning_text(protocol: str, baselines: list[dict[str, Any]], criterion: str =
     tuned_for = [row.get("tuned_for", criterion) for row in baselines] or [criterion]
     if any(criterion in purposes for purposes in tuned_for):
         return "best tuned baseline"
+    if not tuned_for[0]:
+        return "best baseline (as given, not tuned)"
     return f"best baseline (tuned for {tuned_for[0]} loss)"
 
 
@@ -70,10 +74,13 @@ def ratio_text(row: dict[str, Any]) -> str:
 
 
 def _leader(row: dict[str, Any]) -> str:
+    if row["seeds"] == 1:
+        return "a single run"
+    throughout = f" in each of {row['seeds']} runs" if row["seeds"] < FEW else ""
     if row["ratio_high"] is not None and row["ratio_high"] < 1:
-        return f"{row['optimizer']} leads"
+        return f"{row['optimizer']} leads{throughout}"
     if row["ratio_low"] is not None and row["ratio_low"] > 1:
-        return f"{row['against']} leads"
+        return f"{row['against']} leads{throughout}"
     return "no clear difference"
 
 
