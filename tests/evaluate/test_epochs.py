@@ -96,7 +96,8 @@ def test_an_interrupted_test_keeps_the_seeds_that_were_done(tmp_path, tiny_task,
 def test_a_contest_tunes_tests_and_summarises(tiny_task):
     held = contest(timing_rounds=1)
     rate = held.baseline("momentum", tiny_task, MOMENTUM)
-    held.rule("mine", tiny_task, fresh(), before=7.0, meta_task="tiny")
+    held.rule("mine", tiny_task, fresh(), meta_task="tiny", meta_subspace=5.0)
+    held.before(7.0, ["mine"])
     held.finish()
     found = held.tuned["momentum"]
     assert rate == found.rate
@@ -115,6 +116,8 @@ def test_a_contest_tunes_tests_and_summarises(tiny_task):
     assert rows["mine", "mean_train_loss"]["meta_task"] == "tiny"
     (before,) = held.records.select("subspace_seconds", optimizer="mine")
     assert before.values.item() == 7.0
+    (meta,) = held.records.select("meta_training_subspace_seconds", optimizer="mine")
+    assert (meta.values.item(), meta.key.purpose) == (5.0, "meta")
 
 
 def test_the_second_time_nothing_is_trained(tmp_path, tiny_task, monkeypatch):

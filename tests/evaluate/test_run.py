@@ -174,7 +174,7 @@ class Below(Quadratic):
 
 
 def test_losses_below_zero_are_refused():
-    with pytest.raises(ValueError, match="initial loss of -1; .* add a constant"):
+    with pytest.raises(ValueError, match=r"initial loss of -1; .* add a constant"):
         evaluate(Below(3), [], ["adam"], **FEW)
 
 

@@ -173,6 +173,11 @@ def test_the_clock_counts_basis_and_meta_training_to_both_targets():
     assert rows["slow", "sub"]["steps"] is None
     assert rows["slow", "sub"]["with_all"] is None
     assert rows["sub", "sub"]["target"] == pytest.approx(1.5)
+    records = contest_records()
+    own = Key(task="net", optimizer="fast", purpose="meta")
+    records.add(own, "meta_training_subspace_seconds", [30.0], seeds=[0], steps=[0])
+    found = clock(records, "net", "corrected", basis_seconds=70.0, subspace=["fast", "sub"])
+    assert next(row for row in found if row["optimizer"] == "fast")["meta_seconds"] == 530
     assert rows["sub", "sub"]["steps"] is not None
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import functools
 import itertools
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -114,8 +114,6 @@ class Contest:
         tasks: Task | Sequence[Task],
         entry: Scheduled,
         rate: float | None = None,
-        *,
-        before: float = 0.0,
     ) -> float:
         """Tune a baseline, by the final loss of its training, and test it.
 
@@ -125,7 +123,6 @@ class Contest:
                 first is tuned on.
             entry: the baseline.
             rate: taken as it is, without tuning, where given.
-            before: seconds spent before each training, on a subspace.
 
         Returns:
             The rate tested.
@@ -147,7 +144,7 @@ class Contest:
         )  # fmt: skip
         decides = decides_baseline(entry, schedule=repr(entry.schedule), rate=rate)
         self._test(label, tasks, key, by_torch(make), decides)
-        self._note(label, tasks[0], key, make, before)
+        self._timed[label] = (tasks[0], make)
         return rate
 
     def rule(
@@ -156,16 +153,17 @@ class Contest:
         tasks: Task | Sequence[Task],
         trained: TrainedRule,
         *,
-        before: float = 0.0,
         meta_task: str = "",
+        meta_subspace: float = 0.0,
     ) -> None:
         """Test a learned rule.
 
         Args:
             label: its name in the records.
-            tasks, before: as for `baseline`.
+            tasks: as for `baseline`.
             trained: the rule.
             meta_task: the contest it was meta-trained for, where that is to be told by its name.
+            meta_subspace: seconds spent on a subspace for its meta-training alone.
 
         Raises:
             ValueError: as `baseline`.
@@ -176,8 +174,11 @@ class Contest:
         # Kept under the rule's name: one rule may be tested under several labels.
         self._test(trained.name, tasks, key, by_rule(trained), decides_rule(trained))
         add_meta_training(self.records, key, trained)
+        if meta_subspace:
+            own, metric = replace(key, purpose="meta"), "meta_training_subspace_seconds"
+            self.records.add(own, metric, [meta_subspace], seeds=[0], steps=[0])
         deployed = functools.partial(LearnedOptimizer, rule=trained)
-        self._note(label, tasks[0], key, deployed, before)
+        self._timed[label] = (tasks[0], deployed)
 
     def finish(self) -> None:
         """Time the steps of all optimizers in turn, so that a slow moment hits all of them."""
@@ -186,6 +187,13 @@ class Contest:
             times = cost.seconds_in_turn(self._timed, rounds=self.timing_rounds)
             task, _ = next(iter(self._timed.values()))
             add_times(self.records, times, self._key(task))
+
+    def before(self, seconds: float, labels: Iterable[str]) -> None:
+        """Record what is spent before each training of these optimizers, on a subspace."""
+        for label in labels:
+            task, _ = self._timed[label]
+            key = replace(self._key(task), purpose="cost", optimizer=label)
+            self.records.add(key, "subspace_seconds", [seconds], seeds=[0], steps=[0])
 
     def _one_or_one_each(self, tasks: Task | Sequence[Task]) -> list[Task]:
         given = [tasks] if isinstance(tasks, Task) else list(tasks)
@@ -201,15 +209,6 @@ class Contest:
             self.key, task=self.name, network=task.network_name, data=task.data_name,
             horizon=self.length.total,
         )  # fmt: skip
-
-    def _note(
-        self, label: str, task: Task, key: Key, make: cost.MakeOptimizer, before: float
-    ) -> None:
-        """Remember what is to be timed, and what each training takes before it begins."""
-        self._timed[label] = (task, make)
-        if before:
-            own = replace(key, purpose="cost")
-            self.records.add(own, "subspace_seconds", [before], seeds=[0], steps=[0])
 
     def _tune(self, label: str, task: Task, entry: Scheduled) -> Halved:
         """The rate whose training ends lowest, by the mean loss of its last tenth."""

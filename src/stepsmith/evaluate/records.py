@@ -42,8 +42,8 @@ class Key:
     Args:
         recipe, scale: the experiment, and `full`, `small` or `quick`.
         protocol: `corrected` or `as-published`.
-        purpose: `tuning`, `tuned` (what it found), `test`, `cost` (seconds), `meta` (meta-training
-            itself) or `spent` (what the measuring took).
+        purpose: `tuning`, `test`, `cost` (seconds), `meta` (meta-training itself) or `spent` (what
+            the measuring took).
         task, network, data: what was optimised.
         optimizer: name for tables.
         kind: `learned` or `baseline`.
@@ -83,11 +83,13 @@ class Block:
         key: what they are about.
         split: of the data: `train`, `test`, `meta_valid` or empty.
         metric: `train_loss` (before each step), `final_loss` (its mean over the last tenth),
-            `test_loss`, `test_accuracy`, `rate`, `at_edge`,
-            `seconds_per_step`, `gradient_seconds`, `core_seconds_per_step`,
-            `meta_training_seconds`, `meta_training_core_seconds` (both as the rule's manifest says,
-            and with `_here` as timed again beside the steps), `validation_score`, `core_seconds`
-            (processor time of tuning and testing).
+            `test_loss`, `test_accuracy`, `update_1`, ... (of single directions of a subspace),
+            `seconds_per_step`, `gradient_seconds`, `core_seconds_per_step`, `subspace_seconds`
+            (before each training), `meta_training_seconds`, `meta_training_core_seconds` (both as
+            the rule's manifest says, and with `_here` as timed again beside the steps),
+            `meta_training_subspace_seconds` (of a subspace that served meta-training alone),
+            `parent_core_seconds` (what of it another rule's already counts, its key that rule's),
+            `validation_score`, `core_seconds` (processor time of tuning and testing).
         seeds: (S,) int64.
         steps: (T,) int32.
         values: (S, T) float64.

@@ -26,7 +26,7 @@ def break_even(rows: list[dict[str, Any]], records: Records) -> list[dict[str, A
     loss - seconds in which the rule reaches it), both with what is spent before each training (on
     a subspace), and None (never) where the rule is not faster or never reaches it. Seconds of
     meta-training are those of the machine that timed the steps, where they were timed there again,
-    and otherwise those of the machine it ran on.
+    and otherwise those of the machine it ran on; with those of a subspace that it alone needed.
 
     Args:
         rows: of the summary.
@@ -84,8 +84,16 @@ def _meta_training(records: Records, unit: str, row: dict[str, Any]) -> float | 
     for metric in (f"meta_training_{unit}_here", f"meta_training_{unit}"):
         values = [float(block.values.item()) for block in records.select(metric, **about)]
         if values:
-            return float(np.mean(values))
+            return float(np.mean(values)) + _subspace(records, unit, about)
     return None
+
+
+def _subspace(records: Records, unit: str, about: dict[str, Any]) -> float:
+    """Seconds of a subspace that a meta-training alone needed."""
+    if unit != "seconds":
+        return 0.0
+    blocks = records.select("meta_training_subspace_seconds", **about)
+    return max((float(block.values.max()) for block in blocks), default=0.0)
 
 
 def _value(

@@ -32,7 +32,7 @@ def speed(
         records: with `train_loss` of purpose `test`.
         task, protocol: of the contest.
         rule: of the optimizer.
-        against: baselines; the one with the lowest final loss counts.
+        against: baselines; of those that were run, the one with the lowest final loss counts.
 
     Returns:
         The baseline, its final loss (mean over seeds of the last tenth), the steps in which each
@@ -42,14 +42,14 @@ def speed(
         final loss. And the differences of test accuracies in points, of the means and each seed's.
     """
     found = curves(records, task, protocol)
-    final = {name: float(score(found[name].values, "final").mean()) for name in against}
-    best = min(final, key=final.__getitem__)
+    best = lowest(records, task, protocol, against)
+    target = float(score(found[best].values, "final").mean())
     own_ST, other_ST = (penalised(found[name].values) for name in (rule, best))
-    reach, base = (float(first_reach(part.mean(0), final[best])) for part in (own_ST, other_ST))
+    reach, base = (float(first_reach(part.mean(0), target)) for part in (own_ST, other_ST))
     finals_S = score(other_ST, "final")
     each = [
-        _ratio(float(first_reach(own_T, target)), float(first_reach(other_T, target)))
-        for own_T, other_T, target in zip(own_ST, other_ST, finals_S, strict=True)
+        _ratio(float(first_reach(own_T, final)), float(first_reach(other_T, final)))
+        for own_T, other_T, final in zip(own_ST, other_ST, finals_S, strict=True)
     ]
     steps = own_ST.shape[1]
     half_T = own_ST.mean(0)[max(0, steps // 2 - last_tenth(steps)) : max(1, steps // 2)]
@@ -60,12 +60,25 @@ def speed(
     points_S = accuracy_S[rule] - accuracy_S[best] if accuracy_S else None
     return {
         "task": task, "protocol": protocol, "rule": rule, "against": best,
-        "final_loss": final[best], "steps": _finite(reach), "baseline_steps": _finite(base),
+        "final_loss": target, "steps": _finite(reach), "baseline_steps": _finite(base),
         "ratio": _ratio(reach, base), "ratio_of_each_seed": each, "share": _ratio(reach, steps),
-        "loss_at_half": float(half_T.mean()) / final[best],
+        "loss_at_half": float(half_T.mean()) / target,
         "points_of_accuracy": None if points_S is None else float(points_S.mean()),
         "points_of_each_seed": None if points_S is None else points_S.tolist(),
     }  # fmt: skip
+
+
+def lowest(records: Records, task: str, protocol: str, names: Iterable[str]) -> str:
+    """Of the named optimizers that were run, the one with the lowest final loss."""
+    found = curves(records, task, protocol)
+    finals = {n: float(score(found[n].values, "final").mean()) for n in names if n in found}
+    return min(finals, key=finals.__getitem__)
+
+
+def gradient_seconds(records: Records, task: str) -> float | None:
+    """Median seconds of the cheapest optimizer's gradient, where any was timed."""
+    blocks = records.select("gradient_seconds", purpose="cost", task=task)
+    return min((float(np.median(block.values)) for block in blocks), default=None)
 
 
 def step_seconds(records: Records, task: str, optimizer: str) -> float | None:
@@ -98,7 +111,8 @@ def clock(
     Returns:
         For each target and optimizer `steps`, `seconds` of training alone, `with_basis`, and
         `with_all` (its meta-training too, paid by one training); None where the loss is never met.
-        `meta_seconds` are spent once for all trainings, as recorded when the rule was made.
+        `meta_seconds` are spent once for all trainings, as recorded when the rule was made, the
+        basis it was meta-trained in included where that is not the tested training's own.
     """
     found, subspace = curves(records, task, protocol), set(subspace)
     baselines = [name for name, block in found.items() if block.key.kind == "baseline"]
@@ -127,10 +141,12 @@ def clock(
 
 
 def _meta_seconds(records: Records, task: str, protocol: str, optimizer: str) -> float:
-    costs = records.select(
-        "meta_training_seconds", task=task, protocol=protocol, optimizer=optimizer
+    about = {"task": task, "protocol": protocol, "optimizer": optimizer}
+    return sum(
+        float(block.values.sum())
+        for metric in ("meta_training_seconds", "meta_training_subspace_seconds")
+        for block in records.select(metric, **about)
     )
-    return sum(float(block.values.sum()) for block in costs)
 
 
 def _finite(value: float) -> float | None:

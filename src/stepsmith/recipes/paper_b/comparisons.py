@@ -16,7 +16,13 @@ from stepsmith.evaluate.epochs import Contest
 from stepsmith.evaluate.schedules import Scheduled
 from stepsmith.evaluate.statistics import stability
 from stepsmith.hub import TrainedRule
-from stepsmith.recipes.paper_b.clock import clock, speed, step_seconds
+from stepsmith.recipes.paper_b.clock import (
+    clock,
+    gradient_seconds,
+    lowest,
+    speed,
+    step_seconds,
+)
 from stepsmith.recipes.paper_b.deep import (
     FULL_SPACE,
     META_RATE,
@@ -37,7 +43,7 @@ _log = logging.getLogger("stepsmith")
 
 SL2O = "SL2O"
 AGAIN = ("momentum", "adamw, cosine")
-"""Baselines of the whole space that are run from fresh starts too."""
+"""Baselines of the whole space that are run from fresh starts too, beside the best of all."""
 ARCHITECTURES = {
     "full": ("resnet18", "vgg16", "mobilenetv2"), "small": ("resnet8", "resnet20", "vgg-small"),
     "quick": ("resnet8", "vgg-small"),
@@ -56,9 +62,8 @@ def network(study: Study, name: str) -> None:
     here = place(study, name)
     trained = learn(study, f"sl2o-{name}", here.sub)
     held, later = contests(
-        study, name, here, fresh_places(study, name), {SL2O: trained}, full_space=FULL_SPACE,
-        again=(*SUBSPACE, *AGAIN),
-    )  # fmt: skip
+        study, name, here, fresh_places(study, name), {SL2O: trained}, full_space=FULL_SPACE
+    )
     study.findings[name] = {
         "parameters": here.basis.layout.total, "explained": sum(here.basis.explained),
         "basis_seconds_when_made": here.seconds,
@@ -67,14 +72,13 @@ def network(study: Study, name: str) -> None:
             for label, found in held.tuned.items()
         ],
     }  # fmt: skip
-    for protocol, full_space in ((held.key.protocol, FULL_SPACE), (later.key.protocol, AGAIN)):
+    for protocol in (held.key.protocol, later.key.protocol):
         about = (study.records, name, protocol)
-        study.findings[name].setdefault("against_subspace", []).append(
-            speed(*about, SL2O, SUBSPACE)
-        )
-        study.findings[name].setdefault("against_full_space", []).append(
-            speed(*about, SL2O, full_space)
-        )
+        for finding, against in (
+            ("against_subspace", SUBSPACE),
+            ("against_full_space", FULL_SPACE),
+        ):
+            study.findings[name].setdefault(finding, []).append(speed(*about, SL2O, against))
     tell(study, held, here, {SL2O, *SUBSPACE})
 
 
@@ -86,8 +90,8 @@ def contests(
     within: Mapping[str, TrainedRule],
     whole: Mapping[str, TrainedRule] | None = None,
     *,
+    homes: Mapping[str, Place] | None = None,
     full_space: Mapping[str, Scheduled] | None = None,
-    again: Iterable[str] = tuple(SUBSPACE),
 ) -> tuple[Contest, Contest]:
     """Rules beside tuned baselines from the saved start, then from fresh ones at the same rates.
 
@@ -97,30 +101,38 @@ def contests(
         here: the network from its saved start.
         fresh: from starts that no rule has seen, one a seed.
         within, whole: rules to test in the subspace, and on all parameters.
-        full_space: baselines of the whole space, beside `SUBSPACE`.
-        again: baselines that are run from fresh starts too.
+        homes: where rules of subspaces were meta-trained, those that were not `here`.
+        full_space: baselines of the whole space, beside `SUBSPACE`; of these `AGAIN` and the best
+            are run from fresh starts too.
 
     Returns:
         Both contests, as published and corrected.
     """
-    whole, full_space = whole or {}, full_space or {}
+    whole, full_space, homes = whole or {}, full_space or {}, homes or {}
     held, later = contest(study, name, here.task), contest(study, name, here.task, "corrected")
     for label, trained in within.items():
-        held.rule(label, here.sub, trained, before=here.seconds, meta_task=label_task(label))
+        home = homes.get(label, here)
+        held.rule(
+            label, here.sub, trained, meta_task=label_task(label),
+            meta_subspace=0.0 if home is here else home.seconds,
+        )  # fmt: skip
     for label, trained in whole.items():
         held.rule(label, here.full, trained)
-    rates = {
-        label: held.baseline(label, here.sub, entry, before=here.seconds)
-        for label, entry in SUBSPACE.items()
-    }
+    rates = {label: held.baseline(label, here.sub, entry) for label, entry in SUBSPACE.items()}
     rates |= {label: held.baseline(label, here.full, entry) for label, entry in full_space.items()}
     held.finish()
+    held.before(basis_seconds(held, here), [*within, *SUBSPACE])
     for label, trained in within.items():
-        tasks = [other.sub for other in fresh]
-        later.rule(label, tasks, trained, meta_task=label_task(label))
+        later.rule(
+            label, [other.sub for other in fresh], trained, meta_task=label_task(label),
+            meta_subspace=homes.get(label, here).seconds,
+        )  # fmt: skip
     for label, trained in whole.items():
         later.rule(label, [other.full for other in fresh], trained)
-    for label in again:
+    again = [*SUBSPACE, *(label for label in AGAIN if label in full_space)]
+    if full_space:
+        again.append(lowest(held.records, name, held.key.protocol, full_space))
+    for label in dict.fromkeys(again):
         tasks = [other.sub if label in SUBSPACE else other.full for other in fresh]
         entry = SUBSPACE.get(label) or full_space[label]
         later.baseline(label, tasks, entry, rates[label])
@@ -148,8 +160,11 @@ def tell(study: Study, held: Contest, here: Place, subspace: Iterable[str]) -> N
 
 def basis_seconds(held: Contest, here: Place) -> float:
     """Seconds of making a basis at the pace at which the contest's steps were timed, so that both
-    were measured in the same moments; as it was made, where no steps were timed."""
+    were measured in the same moments: SGD's, or of the cheapest gradient where SGD was not timed;
+    as it was made, where no steps were."""
     pace = step_seconds(held.records, held.name, "sgd")
+    if pace is None:
+        pace = gradient_seconds(held.records, held.name)
     if pace is None:
         return here.seconds
     return pace * here.basis.info["training_steps"] + here.basis.info["seconds"]
@@ -161,6 +176,7 @@ def against_subspace(
     here: Place,
     fresh: Sequence[Place],
     rules: Mapping[str, TrainedRule],
+    homes: Mapping[str, Place] | None = None,
 ) -> None:
     """Rules beside the tuned baselines of the subspace, from the saved start and from fresh ones.
 
@@ -170,8 +186,9 @@ def against_subspace(
         here: the network from its saved start.
         fresh: from starts that no rule has seen, one a seed.
         rules: to test.
+        homes: as in `contests`.
     """
-    held, later = contests(study, name, here, fresh, rules)
+    held, later = contests(study, name, here, fresh, rules, homes=homes)
     for protocol in (held.key.protocol, later.key.protocol):
         study.findings.setdefault("against_subspace", []).extend(
             speed(study.records, name, protocol, label, SUBSPACE) for label in rules
@@ -192,7 +209,7 @@ def data_transfer(study: Study) -> None:
     amounts = depth(study)
     sets = [amounts.data, *amounts.others, *amounts.sources]
     left_out = []
-    rules, tested = {}, {}
+    rules, homes, tested = {}, {}, {}
     for data in sets:
         try:
             here = place(study, net, data)
@@ -201,12 +218,13 @@ def data_transfer(study: Study) -> None:
             left_out.append(data)
             continue
         name = f"{net}-{_short(data)}"
+        homes[f"{SL2O} ({name})"] = here
         rules[f"{SL2O} ({name})"] = learn(study, f"sl2o-{name}", here.sub)
         if data not in amounts.sources:
             tested[name] = (here, fresh_places(study, net, data))
     study.findings["left_out"] = left_out
     for name, (here, fresh) in tested.items():
-        against_subspace(study, name, here, fresh, rules)
+        against_subspace(study, name, here, fresh, rules, homes)
 
 
 def _short(data: str) -> str:
@@ -218,11 +236,12 @@ def _short(data: str) -> str:
 def architecture_transfer(study: Study) -> None:
     """Table 3, right: rules of other networks."""
     places = {name: place(study, name) for name in ARCHITECTURES[depth_name(study)]}
+    homes = {f"{SL2O} ({name})": here for name, here in places.items()}
     rules = {
         f"{SL2O} ({name})": learn(study, f"sl2o-{name}", here.sub) for name, here in places.items()
     }
     for name, here in places.items():
-        against_subspace(study, name, here, fresh_places(study, name), rules)
+        against_subspace(study, name, here, fresh_places(study, name), rules, homes)
 
 
 def accuracies(records: Records) -> list[dict[str, Any]]:
