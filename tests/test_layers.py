@@ -15,7 +15,7 @@ ROOT = Path(stepsmith.__file__).parent
 
 # Each layer may import itself and what stands below it.
 LAYERS = [
-    {"names", "version", "layout"},
+    {"names", "version", "layout", "interruption"},
     {"rules"},
     {"store", "kernels"},
     {"hub", "subspace"},

@@ -9,7 +9,6 @@ import shlex
 import signal
 import statistics
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -25,6 +24,7 @@ from stepsmith.evaluate import BASELINES, Key, Records, evaluate, transfer, tran
 from stepsmith.evaluate.cost import MakeOptimizer, seconds_per_step
 from stepsmith.evaluate.run import Settings, add_meta_training, learned_key
 from stepsmith.hub import BUNDLED, TrainedRule, load
+from stepsmith.interruption import INTERRUPTED, guarded
 from stepsmith.kernels import BACKENDS, resolve
 from stepsmith.meta.curriculum import train_curriculum
 from stepsmith.meta.episodes import joint_name
@@ -66,26 +66,6 @@ CacheDir = Annotated[
     typer.Option("--cache", help="Folder where tuned baselines and rules' runs are kept."),
 ]
 Out = Annotated[Path, typer.Option(help="Folder for runs; a run never overwrites an older one.")]
-
-
-INTERRUPTED = "interrupted; what was saved before is intact"
-
-
-class Interrupted(RuntimeError):
-    """A command was interrupted by a signal."""
-
-
-def guarded(command: Callable[..., None]) -> Callable[..., None]:
-    """Turn an interruption into an ordinary error: typer would end with exit code 1."""
-
-    @functools.wraps(command)
-    def run(*arguments: Any, **options: Any) -> None:
-        try:
-            command(*arguments, **options)
-        except KeyboardInterrupt as error:
-            raise Interrupted(str(error) or INTERRUPTED) from None
-
-    return run
 
 
 @app.command()

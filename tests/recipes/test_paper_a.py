@@ -73,6 +73,15 @@ def test_harm_is_that_of_the_steps_after_a_noisy_batch():
     assert [entry["optimizer"] for entry in found] == ["steady", "shaken"]
     assert [entry["ratio"] for entry in found] == pytest.approx([1.1, 3.0])
     assert found[0]["low"] == pytest.approx(1.1)
+    assert all(entry["same"] for entry in found)
+
+
+def test_harm_counts_what_is_no_number_as_ten_times_the_start():
+    records = noisy_records()
+    (block,) = records.select("train_loss", task="toy, noisy", optimizer="steady")
+    block.values[0, 30:] = np.nan
+    (found,) = [e for e in harm(records, "toy", "toy, noisy", 20) if e["optimizer"] == "steady"]
+    assert found["ratio"] == pytest.approx((10 + 5 * 1.1) / 6)
 
 
 def made_costs(parameters: int, batch: int) -> Costs:

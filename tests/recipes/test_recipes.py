@@ -5,11 +5,16 @@ from __future__ import annotations
 import json
 
 import pytest
+import torch
 
 from stepsmith.cli import main
-from stepsmith.recipes import QUICK, RECIPES, Study, recipe, run_recipe, study
+from stepsmith.evaluate import Key, Records
+from stepsmith.evaluate.run import add_meta_training, learned_key
+from stepsmith.hub import TrainedRule
+from stepsmith.recipes import QUICK, RECIPES, Study, core_hours, recipe, run_recipe, study
 from stepsmith.recipes.paper_a import published
 from stepsmith.recipes.paper_a.rules import RULES, learned
+from stepsmith.rules import make_rule
 
 
 @pytest.fixture(scope="module")
@@ -73,3 +78,33 @@ def test_every_recipe_runs_quickly(name, cache, tmp_path):
         recipe(name), QUICK, folder=tmp_path / name, cache=cache, command=f"recipe run {name}"
     )
     assert summary["rows"]
+
+
+def test_a_rule_that_another_went_on_from_costs_once():
+    records = Records()
+    rule = make_rule("joined")
+    weights = rule.init(torch.Generator().manual_seed(0))
+    first = TrainedRule(rule, weights, {"core_seconds": 3600.0})
+    grown = {key: 2 * value for key, value in weights.items()}
+    told = {"core_seconds": 3600.0, "fingerprint": first.fingerprint}
+    between = {"core_seconds": 5400.0, "fingerprint": "of no table", "parent": told}
+    last = TrainedRule(rule, grown, {"core_seconds": 7200.0, "parent": between})
+    for trained in (last, first):
+        add_meta_training(records, learned_key(Key(task="t"), "rule", trained), trained)
+    assert core_hours(records)["meta_training"] == 2.0
+    alone = Records()
+    add_meta_training(alone, learned_key(Key(task="t"), "rule", last), last)
+    assert core_hours(alone)["meta_training"] == 2.0
+
+
+@pytest.mark.parametrize("command", [["run", "a1-quadratic", "--quick"], ["rule", "quadratic"]])
+def test_an_interrupted_recipe_is_told_as_others_are(command, tmp_path, monkeypatch, capsys):
+    def interrupted(*arguments):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Study, "meta_train", interrupted)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as done:
+        main(["recipe", *command])
+    assert done.value.code == 2
+    assert "interrupted; what was saved before is intact" in capsys.readouterr().err

@@ -334,6 +334,10 @@ def test_folders_that_are_none(tmp_path):
     (tmp_path / "run" / "summary.json").write_text("{")
     with pytest.raises(CheckpointError, match="not readable as JSON"):
         rerender(tmp_path / "run")
+    for content in ("[]", "{}"):
+        (tmp_path / "run" / "summary.json").write_text(content)
+        with pytest.raises(CheckpointError, match=r"summary\.json: not of a run"):
+            rerender(tmp_path / "run")
     (tmp_path / "file").write_text("")
     with pytest.raises(CheckpointError, match="cannot be made"):
         new_run_folder(tmp_path / "file", "run")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from tests.subspace.runs import network
@@ -51,8 +52,37 @@ def test_an_older_run_is_not_mixed_in(tmp_path):
     Snapshots(tmp_path, network()).record()
     with pytest.raises(ValueError, match="holds 1 snapshots already; choose another folder"):
         Snapshots(tmp_path, network())
-    Snapshots(tmp_path, network(), resume=True).record()
-    assert [path.stem[-1] for path in Snapshots.listed(tmp_path)] == ["0", "1"]
+
+
+@pytest.mark.parametrize(("made", "done"), [(21, 20), (21, 25), (25, 25), (21, 0), (30, 21)])
+def test_a_resumed_run_keeps_its_rhythm(tmp_path, made, done):
+    def train(snapshots, steps):
+        for _ in range(steps):
+            snapshots()
+            with torch.no_grad():
+                snapshots._model[0].bias += 1
+
+    def seen(folder):
+        paths = Snapshots.listed(folder)
+        return [float(store.read(path, "snapshot")[0]["0.bias"][0]) for path in paths]
+
+    whole, model = network(), network()
+    whole.load_state_dict(model.state_dict())
+    train(Snapshots(tmp_path / "whole", whole, every=10), 40)
+    checkpoint = {key: value.clone() for key, value in model.state_dict().items()}
+    checkpoint["0.bias"] += done
+    train(Snapshots(tmp_path / "part", model, every=10), max(made, done))
+    model.load_state_dict(checkpoint)
+    train(Snapshots(tmp_path / "part", model, every=10, done=done), 40 - done)
+    np.testing.assert_allclose(seen(tmp_path / "part"), seen(tmp_path / "whole"), rtol=1e-6)
+
+
+def test_a_run_of_which_snapshots_are_missing_is_not_resumed(tmp_path):
+    Snapshots(tmp_path, network(), every=10)()
+    with pytest.raises(ValueError, match=r"holds 1 snapshots of the first 25 steps; .* would be 3"):
+        Snapshots(tmp_path, network(), every=10, done=25)
+    with pytest.raises(ValueError, match="done must be at least 0, got -1"):
+        Snapshots(tmp_path / "new", network(), done=-1)
 
 
 def test_bad_arguments(tmp_path):

@@ -48,7 +48,8 @@ class Key:
         optimizer: name for tables.
         kind: `learned` or `baseline`.
         tuned_for: criteria a baseline's rate was tuned for, joined by commas.
-        rule, meta_task, checkpoint: class, meta-training task and weights' hash of a learned rule.
+        rule, meta_task, checkpoint: of a learned rule class, tasks of meta-training (commas between
+            and no space), and weights' hash.
         hyper_parameters: JSON.
         horizon: T.
     """
@@ -88,8 +89,8 @@ class Block:
             (before each training), `meta_training_seconds`, `meta_training_core_seconds` (both as
             the rule's manifest says, and with `_here` as timed again beside the steps),
             `meta_training_subspace_seconds` (of a subspace that served meta-training alone),
-            `parent_core_seconds` (what of it another rule's already counts, its key that rule's),
-            `validation_score`, `core_seconds` (processor time of tuning and testing).
+            `parent_core_seconds` (the part spent on a rule it went on from, whose `checkpoint` the
+            key has), `validation_score`, `core_seconds` (processor time of tuning and testing).
         seeds: (S,) int64.
         steps: (T,) int32.
         values: (S, T) float64.

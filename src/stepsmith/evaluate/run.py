@@ -245,6 +245,11 @@ def add_meta_training(records: Records, key: Key, trained: TrainedRule) -> None:
         if metric in trained.manifest:
             value = trained.manifest[metric]
             records.add(own, f"meta_training_{metric}", [value], seeds=[0], steps=[0])
+    parent = trained.manifest.get("parent")
+    while parent and "core_seconds" in trained.manifest and "core_seconds" in parent:
+        counted = replace(own, checkpoint=parent["fingerprint"][:16])
+        records.add(counted, "parent_core_seconds", [parent["core_seconds"]], seeds=[0], steps=[0])
+        parent = parent.get("parent")
     points = trained.manifest.get("validations", [])
     if points:
         steps = [point["inner_steps"] for point in points]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -84,7 +85,8 @@ def transfer_matrix(
             "task": row["task"], "ratio": row["ratio"], "low": row["ratio_low"],
             "high": row["ratio_high"], "against": row["against"],
             "diverged": row["diverged"] / row["seeds"], "seeds": row["seeds"],
-            "own": row["task"] in row["meta_task"].split(","),
+            # Names of tasks hold commas too, but with a space after.
+            "own": row["task"] in re.split(r",(?! )", row["meta_task"]),
         }
         for row in rows
         if row["metric"] == metric and row["kind"] == "learned"

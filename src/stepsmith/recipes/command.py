@@ -10,6 +10,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from stepsmith.interruption import guarded
 from stepsmith.recipes import RECIPES, SCALES, Study, recipe, run_recipe
 from stepsmith.recipes.paper_a.rules import RULES, learned
 
@@ -41,6 +42,7 @@ def list_command() -> None:
 
 
 @app.command("run")
+@guarded
 def run_command(
     name: Annotated[str, typer.Argument(help="Of `stepsmith recipe list`.")],
     quick: Quick = False,
@@ -67,7 +69,9 @@ def run_command(
     chosen = recipe(name)
     scale = SCALES[asked[0] if asked else "full"]
     # What decides the results, whatever folders this machine has.
-    flags = [f"--{key}" for key in asked] + ([] if device == "cpu" else ["--device", device])
+    flags = [f"--{key}" for key in asked]
+    flags += ["--device", device] if device != "cpu" else []
+    flags += ["--source", source] if source else []
     folder = out / chosen.name / scale.name
     with console.status("...") as status:
         summary = run_recipe(
@@ -81,6 +85,7 @@ def run_command(
 
 
 @app.command("rule")
+@guarded
 def rule_command(
     name: Annotated[str, typer.Argument(help="A rule of `stepsmith recipe list`.")],
     quick: Quick = False,

@@ -37,6 +37,12 @@ class Horizon:
         """The same with so many times the runs and the tuning runs."""
         return Horizon(self.steps, self.seeds * runs, self.tuning_seeds * tuning)
 
+    def fewer(self, share: int, tuning: int = 2) -> Horizon:
+        """A share of the runs, two at least, and at most so many tuning runs."""
+        return replace(
+            self, seeds=max(2, self.seeds // share), tuning_seeds=min(tuning, self.tuning_seeds)
+        )
+
 
 @dataclass(frozen=True)
 class Scale:
@@ -247,12 +253,16 @@ def run_recipe(
 
 def core_hours(records: Records) -> dict[str, float]:
     """Processor hours of the comparisons, with their bases, and of the rules' meta-training,
-    wherever they were spent: what a recipe costs from nothing."""
+    wherever they were spent: what a recipe costs from nothing. A rule that others went on from
+    counts once."""
     tests = sum(float(block.values.sum()) for block in records.select("core_seconds"))
     meta = {
         block.key.checkpoint: float(block.values.sum())
         for block in records.select("meta_training_core_seconds")
     }
+    for block in records.select("parent_core_seconds"):
+        if block.key.checkpoint in meta:
+            meta[block.key.checkpoint] = 0.0
     return {
         "comparisons": round(tests / 3600, 3),
         "meta_training": round(sum(meta.values()) / 3600, 3),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -82,8 +82,8 @@ def write_results(
         "recipe": recipe, "scale": scale, "command": command, "machine": machine(),
         "versions": versions(), "rows": summarise(records),
     }  # fmt: skip
-    write_bytes(folder / "config.json", _json(config))
     records.save(folder / "records.parquet")
+    write_bytes(folder / "config.json", _json(config))
     write_bytes(folder / "summary.json", _json(summary))
     _draw(folder, records, summary, config)
     return summary
@@ -93,10 +93,11 @@ def read_results(folder: Path) -> tuple[Records, dict[str, Any], dict[str, Any]]
     """Records, summary and configuration of a folder.
 
     Raises:
-        CheckpointError: a file is missing or not readable.
+        CheckpointError: a file is missing, not readable, or not as `write_results` writes it.
     """
     records = Records.load(folder / "records.parquet")
-    return records, _read_json(folder / "summary.json"), _read_json(folder / "config.json")
+    summary = _read_json(folder / "summary.json", ("recipe", "command", "machine", "versions"))
+    return records, summary, _read_json(folder / "config.json")
 
 
 def rerender(folder: Path) -> Path:
@@ -143,8 +144,11 @@ def _json(value: Any) -> bytes:
     return (json.dumps(value, indent=1, allow_nan=False) + "\n").encode()
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def _read_json(path: Path, needed: Iterable[str] = ()) -> dict[str, Any]:
     try:
-        return json.loads(path.read_text())
-    except (OSError, json.JSONDecodeError) as error:
+        read = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
         raise CheckpointError(f"{path}: not readable as JSON ({error})") from None
+    if not isinstance(read, dict) or not set(needed) <= read.keys():
+        raise CheckpointError(f"{path}: not of a run as this version writes it")
+    return read

@@ -184,7 +184,9 @@ class Subspace:
         return Subspace(self.blocks, origin, self.layout, buffers, self.info)
 
     def to(self, device: torch.device | str) -> Subspace:
-        """The same subspace on a device."""
+        """The same subspace on a device; itself where it is there."""
+        if self.origin.device == torch.device(device):
+            return self
         return dataclasses.replace(
             self, blocks=tuple(block.to(device) for block in self.blocks),
             origin=self.origin.to(device),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -24,10 +25,12 @@ class Snapshots:
         model: what is trained; parameters that are frozen now are left out.
         every: calls from one snapshot to the next. Call the recorder before every training step:
             the first call keeps the start.
-        resume: go on numbering where the folder's snapshots end.
+        done: training steps already made, of a run that goes on from its checkpoint: snapshots go
+            on in its rhythm, and those of later steps, which will be made again, are removed.
 
     Raises:
-        ValueError: `every` below 1, nothing to train, or a folder that holds snapshots already.
+        ValueError: `every` below 1, `done` below 0, nothing to train, a folder that holds snapshots
+            of another run, or fewer than the steps made would have left.
 
     >>> import tempfile
     >>> model = nn.Linear(3, 1)
@@ -39,22 +42,32 @@ class Snapshots:
     """
 
     def __init__(
-        self, folder: str | Path, model: nn.Module, every: int = 1, *, resume: bool = False
+        self, folder: str | Path, model: nn.Module, every: int = 1, *, done: int | None = None
     ):
         if every < 1:
             raise ValueError(f"Snapshots: every must be at least 1, got {every!r}")
+        if done is not None and done < 0:
+            raise ValueError(f"Snapshots: done must be at least 0, got {done!r}")
         self.folder = Path(folder)
         self.every = every
         self._model = unwrapped(model)
         TypedLayout.of(trainable(model))
         there = self.listed(self.folder)
-        if there and not resume:
+        if there and done is None:
             raise ValueError(
                 f"Snapshots: {self.folder} holds {len(there)} snapshots already; choose another "
-                "folder, or pass resume=True to go on after them"
+                "folder, or say by done=STEPS how many steps of that run are made"
             )
-        self._number = 1 + max((_number(path) for path in there), default=-1)
-        self._calls = 0
+        self._calls = done or 0
+        self._number = math.ceil(self._calls / every)
+        kept = [path for path in there if _number(path) < self._number]
+        if len(kept) < self._number:
+            raise ValueError(
+                f"Snapshots: {self.folder} holds {len(kept)} snapshots of the first {done} steps; "
+                f"every {every} steps there would be {self._number}"
+            )
+        for path in there[len(kept) :]:
+            path.unlink()
 
     def __call__(self) -> None:
         """Count a training step, which is about to be made; keep every `every`-th, the first too.
@@ -67,7 +80,8 @@ class Snapshots:
         self._calls += 1
 
     def record(self) -> Path:
-        """Keep the parameters as they are now, and the buffers beside them; returns the file.
+        """Keep the parameters as they are now, and the buffers beside them; returns the file. A run
+        that records by hand has no rhythm to go on in: give it a new folder, not `done`.
 
         Raises:
             CheckpointError: the disk refuses.

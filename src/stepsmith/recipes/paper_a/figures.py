@@ -64,6 +64,7 @@ def _diverged(
     """How many of a rule's runs diverge, by rule."""
     aside = replace(study, records=Records())  # they are counted, not shown beside the baselines
     runs = aside.compare(task, rules, (), horizon=horizon).records
+    study.records.extend(Records(list(runs.select("core_seconds"))))
     return [
         {
             "task": task.name, "horizon": horizon.steps, "rule": block.key.optimizer,

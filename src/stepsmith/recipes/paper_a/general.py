@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from stepsmith.evaluate import BASELINES
 from stepsmith.recipes.paper_a.horizons import longer
 from stepsmith.recipes.paper_a.rules import MANY, learned
-from stepsmith.recipes.study import Horizon, Recipe, Study
+from stepsmith.recipes.study import Recipe, Study
 
 UNSEEN = (
     "mlp128-relu-mnist", "mlp32x32-tanh-fashion_mnist", "mlp20x20x20-gelu-mnist",
@@ -15,6 +13,9 @@ UNSEEN = (
     "resnet-small-fashion_mnist", "mixer-small-mnist", "gru-rows-mnist", "linear-fashion_mnist",
 )  # fmt: skip
 """Optimizees the general rule is tested on; it was meta-trained on none of them."""
+
+THIRD = 3
+"""This share of the runs where there are many tasks to measure."""
 
 ROWS = (
     "mlp-mnist", "mlp-fashion_mnist", "convnet-mnist", "convnet-fashion_mnist", "general",
@@ -33,11 +34,6 @@ FURTHER = (
 ConvNet on the other set."""
 
 
-def fewer(horizon: Horizon) -> Horizon:
-    """A third of the runs and at most two tuning runs, where there are many tasks to measure."""
-    return replace(horizon, seeds=max(2, horizon.seeds // 3), tuning_seeds=min(2, horizon.seeds))
-
-
 def general(study: Study) -> None:
     """The general rule, as it was meta-trained and with a warm-up, and one made for one network,
     on optimizees none of them saw."""
@@ -45,10 +41,9 @@ def general(study: Study) -> None:
     names = ("general-warmed", "general", "mlp-mnist")
     rules = {f"learned ({name})": learned(study, name) for name in names}
     for name in UNSEEN:
-        task = study.task(name)
-        horizon, long = fewer(study.scale.first), study.scale.long and fewer(study.scale.long)
+        task, horizon = study.task(name), study.scale.first.fewer(THIRD)
         first = study.compare(task, rules, BASELINES, horizon=horizon, timing=True)
-        longer(study, task, rules, first, long)
+        longer(study, task, rules, first, study.scale.long and study.scale.long.fewer(THIRD))
 
 
 def matrix(study: Study) -> None:
@@ -56,10 +51,9 @@ def matrix(study: Study) -> None:
     rules = {f"learned ({name})": learned(study, name) for name in ROWS}
     for name in COLUMNS:
         study.compare(study.task(name), rules, BASELINES, timing=True)
+    horizon = study.scale.first.fewer(THIRD)
     for name in FURTHER:
-        study.compare(
-            study.task(name), rules, BASELINES, horizon=fewer(study.scale.first), timing=True
-        )
+        study.compare(study.task(name), rules, BASELINES, horizon=horizon, timing=True)
 
 
 RECIPES = (

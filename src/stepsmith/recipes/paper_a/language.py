@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from stepsmith.recipes.paper_a.horizons import LONG, longer
 from stepsmith.recipes.paper_a.rules import learned
 from stepsmith.recipes.study import Recipe, Study
@@ -23,8 +21,7 @@ def bert(study: Study) -> None:
     """Masked language modelling at the paper's horizon, a tenth of the seeds for its cost; over ten
     times as many steps the tasks that rules were made for, a quarter of the seeds."""
     first, long = study.scale.first, study.scale.long
-    horizon = replace(first, seeds=max(2, first.seeds // 10), tuning_seeds=min(2, first.seeds))
-    further = long and replace(long, seeds=max(2, long.seeds // 4), tuning_seeds=1)
+    horizon, further = first.fewer(10), long and long.fewer(4, tuning=1)
     for name, rules in TASKS.items():
         task = study.task(name)
         named = {f"learned ({rule})": learned(study, rule) for rule in rules}

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from stepsmith.evaluate import BASELINES, Records
-from stepsmith.evaluate.statistics import interval, resamples
+from stepsmith.evaluate.statistics import PENALTY, interval, resamples
 from stepsmith.recipes.paper_a import published
 from stepsmith.recipes.paper_a.horizons import longer
 from stepsmith.recipes.paper_a.rules import learned
@@ -64,7 +64,10 @@ def harm(records: Records, clean: str, noisy: str, every: int) -> list[dict[str,
 
     Returns:
         For each optimizer the ratio of mean losses over the `AFTER` steps that follow each noisy
-        batch, with a 95 % interval from a paired bootstrap over seeds; lowest first.
+        batch, with a 95 % interval from a paired bootstrap over seeds, runs that were ever
+        non-finite counting as ten times their initial loss (a noisy batch's own loss may well be
+        above that); and whether it was run with the `same` settings on both tasks, where its rate
+        was tuned on each; lowest first.
     """
     blocks = {
         task: {
@@ -84,12 +87,18 @@ def harm(records: Records, clean: str, noisy: str, every: int) -> list[dict[str,
             for start in range(every, steps, every)
             for t in range(start, min(start + AFTER, steps))
         ]
-        with_S, without_S = (values[:, counted].mean(1) for values in (block.values, other.values))
+        with_S, without_S = (_finite(b.values)[:, counted].mean(1) for b in (block, other))
         index_RS = resamples(len(with_S))
         low, high = interval(with_S[index_RS].mean(1) / without_S[index_RS].mean(1))
         ratio = float(np.mean(with_S) / np.mean(without_S))
-        found.append({"optimizer": name, "ratio": ratio, "low": low, "high": high})
+        same = block.key.hyper_parameters == other.key.hyper_parameters
+        found.append({"optimizer": name, "ratio": ratio, "low": low, "high": high, "same": same})
     return sorted(found, key=lambda entry: entry["ratio"])
+
+
+def _finite(losses_ST: np.ndarray) -> np.ndarray:
+    finite_S = np.isfinite(losses_ST).all(1)
+    return np.where(finite_S[:, None], losses_ST, PENALTY * losses_ST[:, :1])
 
 
 RECIPES = (
