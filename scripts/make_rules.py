@@ -1,4 +1,4 @@
-"""Meta-train the bundled rules: four of the recipes', from fixed seeds and budgets in inner steps.
+"""Meta-train the bundled rules: five of the recipes', from fixed seeds and budgets in inner steps.
 
     python scripts/make_rules.py --data-dir DIR [NAME ...]
 

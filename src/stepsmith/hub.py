@@ -17,9 +17,9 @@ from stepsmith.rules import Rule, Weights, rule_from_config
 from stepsmith.store import CheckpointError
 from stepsmith.version import __version__
 
-BUNDLED = ("quadratic", "mlp-mnist", "convnet-mnist", "general-warmed")
-"""Rules that come with the package, named after the task they were meta-trained on; the general one
-was on a dozen."""
+BUNDLED = ("quadratic", "mlp-mnist", "mlp-mnist-1000", "convnet-mnist", "general-warmed")
+"""Rules that come with the package, named after the task they were meta-trained on, for 100 steps
+(the quadratic's for 300) or as many as the name says; the general one was on a dozen tasks."""
 
 
 @dataclass(frozen=True)
