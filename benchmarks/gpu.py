@@ -37,7 +37,7 @@ from stepsmith.testing import fresh_weights
 from stepsmith.unroll import Copies, RuleStepper
 
 RULES: dict[str, LSTMRule] = {
-    "LSTM 8": rnnprop(), "LSTM 8 joined": joined(),
+    "LSTM 8": rnnprop(), "LSTM 8 joined": joined(scaling="absolute"),
     "LSTM 2x20": l2o_dm(),
 }  # fmt: skip
 SIZES = (100_000, 1_000_000, 10_000_000, 86_000_000)
@@ -209,7 +209,7 @@ def meta() -> list[dict[str, Any]]:
     for task_name in ("mlp-mnist", "convnet-mnist"):
         task = make_task(task_name, source="sample", device=device())
         for copies in (1, 16, 64):
-            rule = joined()
+            rule = joined(scaling="absolute")
             weights = {k: v.to(device()).requires_grad_() for k, v in rule.init().items()}
             group = Copies(task, range(copies))
             runner = RuleStepper(rule, weights, group.theta, group.layout)

@@ -66,7 +66,7 @@ def one_window(
 
 def started(task: Task, copies: int) -> tuple[Copies, RuleStepper, dict[str, torch.Tensor]]:
     generator = torch.Generator().manual_seed(0)
-    rule = make_rule("joined")
+    rule = make_rule("joined", scaling="absolute")
     weights = {key: value.requires_grad_() for key, value in rule.init(generator).items()}
     group = Copies(task, range(copies))
     return group, RuleStepper(rule, weights, group.theta, group.layout), weights

@@ -153,7 +153,7 @@ def floors(times: dict[str, list[float]], what: str, label: str) -> list[dict[st
 
 def measure(rounds: int) -> list[dict[str, Any]]:
     task = make_task("mlp-mnist", source="sample")
-    big, small = l2o_dm(), joined()
+    big, small = l2o_dm(), joined(scaling="absolute")
     base, lean = "usual retain-graph loop, LSTM 2x20", "lean retain-graph loop, LSTM 2x20"
     long = 5 * UNROLL
     work = {

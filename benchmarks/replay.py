@@ -14,7 +14,7 @@ from stepsmith import kernels
 from stepsmith.rules import joined, l2o_dm
 from stepsmith.rules.lstm import LSTMRule
 
-RULES = {"LSTM 2x20": l2o_dm(), "LSTM 8 joined": joined()}
+RULES = {"LSTM 2x20": l2o_dm(), "LSTM 8 joined": joined(scaling="absolute")}
 SAMPLES = ((20, 1600), (100, 400))
 """(steps, coordinates) of a sample."""
 

@@ -34,7 +34,7 @@ RULES = {
     "LSTM 2x20": l2o_dm(),
     "LSTM 8 raw": LSTMRule(8, 1, "raw", frame="none"),
     "LSTM 8": rnnprop(),
-    "LSTM 8 joined": joined(),
+    "LSTM 8 joined": joined(scaling="absolute"),
 }
 
 

@@ -36,7 +36,7 @@ def main() -> None:
     chosen = parser.parse_args()
     torch.set_num_threads(1)
     task = make_task(chosen.task, data_dir=chosen.data_dir)
-    rule = make_rule("joined", scaling="relative", step_scale=3.0)
+    rule = make_rule("joined")
     run = Run([task], rule, MetaTrainConfig(steps=chosen.steps, copies=1, seed=chosen.seed))
 
     def tried(weights: Mapping[str, Tensor]) -> str:

@@ -50,7 +50,7 @@ def main() -> None:
         task_name, config = VARIANTS[name][0], dict(VARIANTS[name][1])
         task = make_task(task_name, data_dir=chosen.data_dir)
         start, hidden = config.pop("start", None), config.pop("hidden", 8)
-        rule = load(start) if start else make_rule("joined", hidden=hidden)
+        rule = load(start) if start else make_rule("joined", hidden=hidden, scaling="absolute")
         trained = meta_train(task, rule, progress=True, seed=chosen.seed, **config)
 
         def by_rule(group: Copies, trained=trained) -> RuleStepper:

@@ -125,13 +125,11 @@ def train(
     layers: Annotated[int | None, typer.Option(help="LSTM layers.")] = None,
     inputs: Annotated[str | None, typer.Option(help="raw, log_sign, adam or joined.")] = None,
     step_scale: Annotated[
-        float | None, typer.Option(help="Factor on the step (0.1; relative: 3).")
+        float | None, typer.Option(help="Factor on the step (joined: 3; absolute: 0.1).")
     ] = None,
     scaling: Annotated[
         str | None,
-        typer.Option(
-            help="Units of gradients and steps: absolute; relative or warmed (step scale 3, say)."
-        ),
+        typer.Option(help="Units of gradients and steps: relative, warmed or absolute."),
     ] = None,
     name: Annotated[str | None, typer.Option(help="Name of the trained rule.")] = None,
     source: Source = "auto",

@@ -14,7 +14,6 @@ from stepsmith.meta import meta_train
 from stepsmith.report import new_run_folder, write_results
 from stepsmith.report.break_even import break_even
 from stepsmith.report.verdict import cost_sentences, verdicts
-from stepsmith.rules import make_rule
 from stepsmith.tasks import make_task
 
 
@@ -36,8 +35,6 @@ STAGES = (
     Stage("convnet-mnist", "another network", ("nag", "adam"), 6, 2),
 )  # fmt: skip
 
-RULE: dict[str, Any] = {"scaling": "relative", "step_scale": 3.0}
-"""In relative units, so that it may be taken to a network of another scale."""
 META_TRAINING: dict[str, Any] = {"copies": 1, "validations": 5, "validation_copies": 4}
 
 
@@ -61,7 +58,7 @@ def demo(*, seconds: float, seed: int, out: Path, command: str, console: Console
         f"100 steps an episode, for {seconds:.0f} s."
     )
     trained = meta_train(
-        task, make_rule("joined", **RULE), out=folder, progress=True, name="demo", seconds=seconds,
+        task, "joined", out=folder, progress=True, name="demo", seconds=seconds,
         seed=seed, **META_TRAINING,
     )  # fmt: skip
     records = Records()

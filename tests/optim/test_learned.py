@@ -72,7 +72,8 @@ def test_it_is_an_optimizer_and_it_moves():
 
 @pytest.mark.parametrize("name", ["joined", "l2o_dm", "rnnprop", "adam"])
 def test_joining_parameters_changes_nothing(name):
-    rule = trained(name) if name != "adam" else make_rule("adam", lr=0.1)
+    rules = {"joined": trained(scaling="absolute"), "adam": make_rule("adam", lr=0.1)}
+    rule = rules.get(name) or trained(name)
     together, alone = parameters(), parameters()
     one = LearnedOptimizer(together, rule)
     each = [LearnedOptimizer([p], rule) for p in alone]
@@ -352,8 +353,9 @@ def test_parameters_without_gradients_wait():
     pattern = [[0], [0, 1], [0, 2], [1, 2], [0, 1, 2], [0, 1, 2]]
     together = [nn.Parameter(torch.ones(3) * (i + 1)) for i in range(3)]
     alone = [nn.Parameter(p.detach().clone()) for p in together]
-    one = LearnedOptimizer(together, trained())
-    each = [LearnedOptimizer([p], trained()) for p in alone]
+    rule = trained(scaling="absolute")
+    one = LearnedOptimizer(together, rule)
+    each = [LearnedOptimizer([p], rule) for p in alone]
     for seed, active in enumerate(pattern):
         for params in (together, alone):
             feed(params, seed)
@@ -576,7 +578,7 @@ def test_sparse_gradients_are_refused_before_anything_changes(dense_first):
 def test_a_finite_gradient_whose_sum_overflows_is_no_reason_to_skip():
     param = torch.nn.Parameter(torch.zeros(4))
     param.grad = torch.full((4,), 3e38)
-    optimizer = LearnedOptimizer([param], trained())
+    optimizer = LearnedOptimizer([param], trained(scaling="absolute"))
     optimizer.step()
     assert optimizer.skipped_steps == 0
     assert param.detach().any()

@@ -11,10 +11,10 @@ def joined(
     hidden: int = 8,
     layers: int = 1,
     inputs: str = "joined",
-    step_scale: float = 0.1,
+    step_scale: float | None = None,
     frame: str = "momentum",
     start: float = 0.1,
-    scaling: str = "absolute",
+    scaling: str = "relative",
 ) -> LSTMRule:
     """A small LSTM on six features with a bounded step that is odd in the gradient.
 
@@ -22,14 +22,17 @@ def joined(
         hidden: units of each cell.
         layers: number of cells.
         inputs: feature set.
-        step_scale: bound of a step, parameter units.
+        step_scale: bound of a step: 3 in units of the loss by default; of an absolute one 0.1, in
+            parameter units.
         frame: `momentum` (odd by construction), `hold` or `none`, see `FeatureSet`.
         start: the head's first bias; 0.1 makes the fresh rule signed descent along the momentum
             with steps near 0.1 * step_scale.
-        scaling: `absolute`, `relative` or `warmed`, see `LSTMRule`; but with `absolute`,
-            `step_scale` is in units of the loss (3, say).
+        scaling: `relative`, so that the rule may be taken to other networks, `absolute` or
+            `warmed`, see `LSTMRule`.
 
     Returns:
         The rule. Raises ValueError as `LSTMRule` does.
     """
+    if step_scale is None:
+        step_scale = 0.1 if scaling == "absolute" else 3.0
     return LSTMRule(hidden, layers, inputs, "tanh", step_scale, frame, start=start, scaling=scaling)

@@ -62,11 +62,11 @@ def _lstm(inputs: str = "log_sign", step_scale: float = 0.1) -> Rule:
 
 
 def _quadratic(step_scale: float = 0.3) -> Rule:
-    return make_rule("joined", hidden=20, step_scale=step_scale, start=0.03)
+    return make_rule("joined", hidden=20, step_scale=step_scale, start=0.03, scaling="absolute")
 
 
 def _relative() -> Rule:
-    return make_rule("joined", scaling="relative", step_scale=3.0)
+    return make_rule("joined")
 
 
 _OWN: dict[str, Any] = {
@@ -94,7 +94,7 @@ def _technique(
 TECHNIQUES: dict[str, MetaTraining] = {
     "plain": _technique(),
     # The step scale of the networks' bundled rules before relative units.
-    "absolute units": _technique(rule=make_rule("joined", step_scale=0.1)),
+    "absolute units": _technique(rule=make_rule("joined", scaling="absolute")),
     "windows of 20": _technique(window=20, copies=5),
     "final loss": _technique(loss="final"),
     "log loss": _technique(loss="log"),

@@ -35,7 +35,7 @@ from stepsmith.unroll import Copies, RuleStepper, TorchStepper, roll
 
 RULES: dict[str, Rule] = {
     "SL2O's rule, all parameters": rnnprop(step_scale=0.01),
-    "relative units, all parameters": make_rule("joined", scaling="relative", step_scale=3.0),
+    "relative units, all parameters": make_rule("joined"),
 }
 """The rule of the supplement with steps that suit single weights, and this library's own."""
 
