@@ -100,7 +100,7 @@ def train(
         str | None, typer.Option(help="Stages of growing horizon, such as 100,200,500,1000.")
     ] = None,
     window: Annotated[int | None, typer.Option(help="Steps of a window (the horizon).")] = None,
-    copies: Annotated[int, typer.Option(help="Optimizees at once.")] = 2,
+    copies: Annotated[int, typer.Option(help="Optimizees at once.")] = 1,
     samples: Annotated[int, typer.Option(help="Coordinate-steps replayed a window.")] = 40_000,
     loss: Annotated[str, typer.Option(help="Meta-loss: mean, final or log.")] = "mean",
     lr: Annotated[float, typer.Option(help="Meta-Adam's peak rate.")] = 1e-2,
