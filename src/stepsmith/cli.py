@@ -92,7 +92,7 @@ def train(
     seconds: Annotated[
         float | None, typer.Option(help="Budget in seconds (120 by default).")
     ] = None,
-    steps: Annotated[int | None, typer.Option(help="Budget in inner steps; repeatable.")] = None,
+    steps: Annotated[int | None, typer.Option(help="Budget in inner steps; reproducible.")] = None,
     horizon: Annotated[
         int | None, typer.Option(help="Steps of an episode (100 by default).")
     ] = None,
