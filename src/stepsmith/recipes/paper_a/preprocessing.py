@@ -97,8 +97,8 @@ def harm(records: Records, clean: str, noisy: str, every: int) -> list[dict[str,
 
 
 def _finite(losses_ST: np.ndarray) -> np.ndarray:
-    finite_S = np.isfinite(losses_ST).all(axis=1)
-    return np.where(finite_S[:, None], losses_ST, PENALTY * losses_ST[:, :1])
+    finite_S1 = np.isfinite(losses_ST).all(axis=1, keepdims=True)
+    return np.where(finite_S1, losses_ST, PENALTY * losses_ST[:, :1])
 
 
 RECIPES = (
