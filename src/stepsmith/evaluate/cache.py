@@ -144,12 +144,11 @@ def _probed(task: Task) -> dict[str, Any]:
     params, buffers = task.init(generator)
     seen = []
     for _ in range(PROBES):
-        near = {
-            name: (value + PROBED * torch.randn(value.shape, generator=generator).to(value))
-            for name, value in params.items()
-        }
+        near = {}
+        for name, value in params.items():
+            away = PROBED * torch.randn(value.shape, generator=generator).to(value)
+            near[name] = (value + away).detach().requires_grad_()
         for train in (True, False):
-            near = {name: value.detach().requires_grad_() for name, value in near.items()}
             loss = task.loss(near, buffers, task.batch(generator, "train"), generator, train)[0]
             slopes = torch.autograd.grad(loss, list(near.values()), allow_unused=True)
             norms = [0.0 if slope is None else float(slope.norm()) for slope in slopes]

@@ -49,8 +49,11 @@ def break_even(rows: list[dict[str, Any]], records: Records) -> list[dict[str, A
         own = {"optimizer": row["optimizer"], **group}
         other = {"optimizer": row["against"], **group}
         baseline_seconds = _value(rows, "seconds_to_baseline", other)
+        of_rule = {key: row[key] for key in ("protocol", "task", "optimizer")}
+        meta += _most(records, "meta_training_subspace_seconds", **of_rule)
         before, baseline_before = (
-            _before(records, row["task"], name) for name in (row["optimizer"], row["against"])
+            _most(records, "subspace_seconds", task=row["task"], optimizer=name)
+            for name in (row["optimizer"], row["against"])
         )
         saved = None
         if row["mean"] is not None and baseline_seconds is not None:
@@ -72,9 +75,9 @@ def break_even(rows: list[dict[str, Any]], records: Records) -> list[dict[str, A
     return found
 
 
-def _before(records: Records, task: str, optimizer: str) -> float:
-    """Seconds spent before each training: on the subspace it is made in."""
-    blocks = records.select("subspace_seconds", task=task, optimizer=optimizer)
+def _most(records: Records, metric: str, **about: str) -> float:
+    """Seconds spent on a subspace, by the dearest record of them; 0 where there is none."""
+    blocks = records.select(metric, **about)
     return max((float(block.values.max()) for block in blocks), default=0.0)
 
 
@@ -84,16 +87,8 @@ def _meta_training(records: Records, unit: str, row: dict[str, Any]) -> float | 
     for metric in (f"meta_training_{unit}_here", f"meta_training_{unit}"):
         values = [float(block.values.item()) for block in records.select(metric, **about)]
         if values:
-            return float(np.mean(values)) + _subspace(records, unit, about)
+            return float(np.mean(values))
     return None
-
-
-def _subspace(records: Records, unit: str, about: dict[str, Any]) -> float:
-    """Seconds of a subspace that a meta-training alone needed."""
-    if unit != "seconds":
-        return 0.0
-    blocks = records.select("meta_training_subspace_seconds", **about)
-    return max((float(block.values.max()) for block in blocks), default=0.0)
 
 
 def _value(

@@ -5,7 +5,7 @@ Shape letters: S = seeds, T = steps.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -42,8 +42,7 @@ def speed(
         final loss. And the differences of test accuracies in points, of the means and each seed's.
     """
     found = curves(records, task, protocol)
-    best = lowest(records, task, protocol, against)
-    target = float(score(found[best].values, "final").mean())
+    best, target = lowest(found, against)
     own_ST, other_ST = (penalised(found[name].values) for name in (rule, best))
     reach, base = (float(first_reach(part.mean(0), target)) for part in (own_ST, other_ST))
     finals_S = score(other_ST, "final")
@@ -68,11 +67,16 @@ def speed(
     }  # fmt: skip
 
 
-def lowest(records: Records, task: str, protocol: str, names: Iterable[str]) -> str:
-    """Of the named optimizers that were run, the one with the lowest final loss."""
-    found = curves(records, task, protocol)
+def lowest(found: Mapping[str, Block], names: Iterable[str]) -> tuple[str, float]:
+    """Of the named optimizers that were run, the one with the lowest final loss, and that loss.
+
+    Args:
+        found: of `curves`.
+        names: some of them, and others that were not run.
+    """
     finals = {n: float(score(found[n].values, "final").mean()) for n in names if n in found}
-    return min(finals, key=finals.__getitem__)
+    best = min(finals, key=finals.__getitem__)
+    return best, finals[best]
 
 
 def gradient_seconds(records: Records, task: str) -> float | None:
@@ -116,15 +120,14 @@ def clock(
     """
     found, subspace = curves(records, task, protocol), set(subspace)
     baselines = [name for name, block in found.items() if block.key.kind == "baseline"]
-    final = {name: float(score(found[name].values, "final").mean()) for name in baselines}
     rows = []
     for within in (True, False):
         held = [name for name in baselines if (name in subspace) == within]
         if not held:
             continue
-        best = min(held, key=final.__getitem__)
+        best, target = lowest(found, held)
         for name, block in found.items():
-            steps = float(first_reach(penalised(block.values).mean(0), final[best]))
+            steps = float(first_reach(penalised(block.values).mean(0), target))
             timed = step_seconds(records, task, name)
             seconds = np.inf if timed is None else steps * timed
             basis = basis_seconds if name in subspace else 0.0
@@ -132,7 +135,7 @@ def clock(
             rows.append(
                 {
                     "task": task, "protocol": protocol, "optimizer": name, "against": best,
-                    "target": final[best], "steps": _finite(steps), "seconds": _finite(seconds),
+                    "target": target, "steps": _finite(steps), "seconds": _finite(seconds),
                     "with_basis": _finite(seconds + basis), "meta_seconds": meta,
                     "with_all": _finite(seconds + basis + meta),
                 }

@@ -18,6 +18,7 @@ from stepsmith.evaluate.statistics import stability
 from stepsmith.hub import TrainedRule
 from stepsmith.recipes.paper_b.clock import (
     clock,
+    curves,
     gradient_seconds,
     lowest,
     speed,
@@ -131,7 +132,8 @@ def contests(
         later.rule(label, [other.full for other in fresh], trained)
     again = [*SUBSPACE, *(label for label in AGAIN if label in full_space)]
     if full_space:
-        again.append(lowest(held.records, name, held.key.protocol, full_space))
+        best, _ = lowest(curves(held.records, name, held.key.protocol), full_space)
+        again.append(best)
     for label in dict.fromkeys(again):
         tasks = [other.sub if label in SUBSPACE else other.full for other in fresh]
         entry = SUBSPACE.get(label) or full_space[label]
