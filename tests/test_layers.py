@@ -15,7 +15,7 @@ ROOT = Path(stepsmith.__file__).parent
 
 # Each layer may import itself and what stands below it.
 LAYERS = [
-    {"names", "version", "layout", "interruption"},
+    {"names", "version", "layout", "terminal"},
     {"rules"},
     {"store", "kernels"},
     {"hub", "subspace"},

@@ -24,7 +24,6 @@ from stepsmith.evaluate import BASELINES, Key, Records, evaluate, transfer, tran
 from stepsmith.evaluate.cost import MakeOptimizer, seconds_per_step
 from stepsmith.evaluate.run import Settings, add_meta_training, learned_key
 from stepsmith.hub import BUNDLED, TrainedRule, load
-from stepsmith.interruption import INTERRUPTED, guarded
 from stepsmith.kernels import BACKENDS, resolve
 from stepsmith.meta.curriculum import train_curriculum
 from stepsmith.meta.episodes import joint_name
@@ -44,6 +43,7 @@ from stepsmith.tasks import (
     make_task,
 )
 from stepsmith.tasks.networks.mlp import ACTIVATIONS
+from stepsmith.terminal import INTERRUPTED, guarded, telling
 
 app = typer.Typer(
     help="Learned optimizers: meta-train an update rule, use it, measure it.",
@@ -233,13 +233,13 @@ def evaluate_command(
     }  # fmt: skip
     made = make_task(task, **_data_options(config))
     trained = [load(name) for name in config["rules"]]
-    with console.status("...") as status:
+    with telling(console) as say:
         result = evaluate(
-            made, trained, config["baselines"], recipe=recipe, scale=scale, say=status.update,
+            made, trained, config["baselines"], recipe=recipe, scale=scale, say=say,
             steps=steps, seeds=seeds, tuning_seeds=tuning_seeds,
             timing_rounds=Settings.timing_rounds if timing else 0, cache=cache,
         )  # fmt: skip
-        status.update("drawing the report")
+        say("drawing the report")
         where = folder or new_run_folder(out, f"evaluate-{_slug(task)}")
         summary = write_results(
             where, result.records, recipe=recipe, scale=scale, command=_command(), config=config
@@ -288,13 +288,13 @@ def transfer_command(
     }  # fmt: skip
     made = [make_task(name, **_data_options({**config, "task": name})) for name in task]
     trained = [load(name) for name in rule]
-    with console.status("...") as status:
+    with telling(console) as say:
         result = transfer(
-            trained, made, config["baselines"], recipe=recipe, scale=scale, say=status.update,
+            trained, made, config["baselines"], recipe=recipe, scale=scale, say=say,
             steps=steps, seeds=seeds, tuning_seeds=tuning_seeds, cache=kept,
             timing_rounds=Settings.timing_rounds if timing else 0,
         )  # fmt: skip
-        status.update("drawing the report")
+        say("drawing the report")
         where = folder or new_run_folder(out, "transfer")
         summary = write_results(
             where, result.records, recipe=recipe, scale=scale, command=_command(), config=config

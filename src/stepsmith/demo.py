@@ -15,6 +15,7 @@ from stepsmith.report import new_run_folder, write_results
 from stepsmith.report.break_even import break_even
 from stepsmith.report.verdict import cost_sentences, verdicts
 from stepsmith.tasks import make_task
+from stepsmith.terminal import telling
 
 
 @dataclass(frozen=True)
@@ -62,14 +63,14 @@ def demo(*, seconds: float, seed: int, out: Path, command: str, console: Console
         seed=seed, **META_TRAINING,
     )  # fmt: skip
     records = Records()
-    with console.status("") as status:
+    with telling(console) as say:
         for number, stage in enumerate(STAGES, 2):
             console.print(
                 f"[bold]{number}. Training {stage.task}[/], {stage.role}: {stage.seeds} fresh "
                 f"starts; {', '.join(stage.baselines)} tuned."
             )
-            records.extend(_compare(stage, trained, status.update))
-        status.update("drawing the report")
+            records.extend(_compare(stage, trained, say))
+        say("drawing the report")
         config = {
             "seconds": seconds,
             "seed": seed,

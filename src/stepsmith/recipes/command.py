@@ -10,9 +10,9 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from stepsmith.interruption import guarded
 from stepsmith.recipes import RECIPES, SCALES, Study, recipe, run_recipe
 from stepsmith.recipes.paper_a.rules import RULES, learned
+from stepsmith.terminal import guarded, telling
 
 app = typer.Typer(help="Figures and tables of the papers as programs.", no_args_is_help=True)
 console = Console(highlight=False)
@@ -73,11 +73,11 @@ def run_command(
     flags += ["--device", device] if device != "cpu" else []
     flags += ["--source", source] if source else []
     folder = out / chosen.name / scale.name
-    with console.status("...") as status:
+    with telling(console) as say:
         summary = run_recipe(
             chosen, scale, folder=folder, cache=cache, overwrite=overwrite,
             command=shlex.join(["stepsmith", "recipe", "run", name, *flags]), source=source,
-            data_dir=data_dir, device=device, say=status.update,
+            data_dir=data_dir, device=device, say=say,
         )  # fmt: skip
     for sentence in summary["verdicts"]:
         console.print(sentence)
@@ -95,8 +95,8 @@ def rule_command(
 ) -> None:
     """Meta-train one of the recipes' rules, or find it in the cache."""
     scale = SCALES["quick" if quick else "full"]
-    with console.status("...") as status:
-        study = Study("rule", scale, cache, source, data_dir, status.update)
+    with telling(console) as say:
+        study = Study("rule", scale, cache, source, data_dir, say)
         trained = learned(study, name)
     manifest = trained.manifest
     console.print(
