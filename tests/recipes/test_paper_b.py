@@ -139,6 +139,8 @@ def test_speed_is_held_against_the_best_of_the_baselines_named():
     assert found["points_of_accuracy"] == pytest.approx(20)
     assert found["points_of_each_seed"] == pytest.approx([20, 20])
     assert found["share"] == found["steps"] / 100
+    assert found["close"] <= found["steps"]
+    assert found["baseline_close"] < found["baseline_steps"]
     assert found["loss_at_half"] == pytest.approx(0.9 / found["final_loss"])
     never = speed(contest_records(), "net", "corrected", "sub", ["slow"])
     assert never["steps"] is None

@@ -14,6 +14,10 @@ from stepsmith.evaluate import Records
 from stepsmith.evaluate.records import Block
 from stepsmith.evaluate.statistics import first_reach, last_tenth, penalised, score
 
+CLOSE = 1.02
+"""Times a final loss: where training has come as low as its space goes, batches of other examples
+differ by a percent or two, and when a curve meets the loss itself is chance."""
+
 
 def curves(records: Records, task: str, protocol: str) -> dict[str, Block]:
     """Each optimizer's test losses on a task."""
@@ -37,14 +41,18 @@ def speed(
     Returns:
         The baseline, its final loss (mean over seeds of the last tenth), the steps in which each
         mean curve first meets it, smoothed over as many, their ratio, and the ratio of each seed's
-        own curves; None where a loss is never met. `share` is the rule's steps over all steps of
+        own curves; None where a loss is never met. `close` and `baseline_close` are the steps to
+        `CLOSE` times that final loss. `share` is the rule's steps over all steps of
         the training; `loss_at_half` its mean loss over the tenth before half of them, over that
         final loss. And the differences of test accuracies in points, of the means and each seed's.
     """
     found = curves(records, task, protocol)
     best, target = lowest(found, against)
     own_ST, other_ST = (penalised(found[name].values) for name in (rule, best))
-    reach, base = (float(first_reach(part.mean(0), target)) for part in (own_ST, other_ST))
+    (reach, base), (close, base_close) = (
+        [float(first_reach(part.mean(0), loss)) for part in (own_ST, other_ST)]
+        for loss in (target, CLOSE * target)
+    )
     finals_S = score(other_ST, "final")
     each = [
         _ratio(float(first_reach(own_T, final)), float(first_reach(other_T, final)))
@@ -61,6 +69,7 @@ def speed(
         "task": task, "protocol": protocol, "rule": rule, "against": best,
         "final_loss": target, "steps": _finite(reach), "baseline_steps": _finite(base),
         "ratio": _ratio(reach, base), "ratio_of_each_seed": each, "share": _ratio(reach, steps),
+        "close": _finite(close), "baseline_close": _finite(base_close),
         "loss_at_half": float(half_T.mean()) / target,
         "points_of_accuracy": None if points_S is None else float(points_S.mean()),
         "points_of_each_seed": None if points_S is None else points_S.tolist(),

@@ -37,12 +37,14 @@ from stepsmith.recipes.paper_b.deep import (
     place,
 )
 from stepsmith.recipes.study import Recipe, Study
-from stepsmith.rules import l2o_dm
+from stepsmith.rules import l2o_dm, make_rule
 from stepsmith.tasks.image_files import DataError
 
 _log = logging.getLogger("stepsmith")
 
 SL2O = "SL2O"
+OWN = "relative units in subspace"
+"""This library's own rule, meta-trained as long as SL2O's in longer windows."""
 AGAIN = ("momentum", "adamw, cosine")
 """Baselines of the whole space that are run from fresh starts too, beside the best of all."""
 ARCHITECTURES = {
@@ -58,13 +60,16 @@ RATES_OF_DM = (0.001, 0.003)
 
 
 def network(study: Study, name: str) -> None:
-    """One network: SL2O, the baselines of its subspace, and those of the whole space; all from the
-    saved start, then from fresh starts and bases that neither rule nor rates have seen."""
-    here = place(study, name)
-    trained = learn(study, f"sl2o-{name}", here.sub)
-    held, later = contests(
-        study, name, here, fresh_places(study, name), {SL2O: trained}, full_space=FULL_SPACE
-    )
+    """One network: SL2O and a rule of this library's own, the baselines of its subspace, and those
+    of the whole space; all from the saved start, then from fresh starts and bases that neither
+    rules nor rates have seen. What lies in the subspace once more over fewer epochs, rates tuned
+    for these: a schedule over all of a long training hides how early it could have ended."""
+    here, fresh, amounts = place(study, name), fresh_places(study, name), depth(study)
+    rules = {
+        SL2O: learn(study, f"sl2o-{name}", here.sub),
+        OWN: learn(study, f"relative-{name}", here.sub, make_rule("joined"), unroll=amounts.window),
+    }
+    held, later = contests(study, name, here, fresh, rules, full_space=FULL_SPACE)
     study.findings[name] = {
         "parameters": here.basis.layout.total, "explained": sum(here.basis.explained),
         "basis_seconds_when_made": here.seconds,
@@ -79,8 +84,12 @@ def network(study: Study, name: str) -> None:
             ("against_subspace", SUBSPACE),
             ("against_full_space", FULL_SPACE),
         ):
-            study.findings[name].setdefault(finding, []).append(speed(*about, SL2O, against))
-    tell(study, held, here, {SL2O, *SUBSPACE})
+            study.findings[name].setdefault(finding, []).extend(
+                speed(*about, label, against) for label in rules
+            )
+    tell(study, held, here, {*rules, *SUBSPACE})
+    sooner = f"{name}, {amounts.shorter} of {amounts.epochs} epochs"
+    against_subspace(study, sooner, here, fresh, rules, epochs=amounts.shorter)
 
 
 def contests(
@@ -93,6 +102,7 @@ def contests(
     *,
     homes: Mapping[str, Place] | None = None,
     full_space: Mapping[str, Scheduled] | None = None,
+    epochs: int | None = None,
 ) -> tuple[Contest, Contest]:
     """Rules beside tuned baselines from the saved start, then from fresh ones at the same rates.
 
@@ -105,12 +115,16 @@ def contests(
         homes: where rules of subspaces were meta-trained, those that were not `here`.
         full_space: baselines of the whole space, beside `SUBSPACE`; of these `AGAIN` and the best
             are run from fresh starts too.
+        epochs: of every training, by default the scale's.
 
     Returns:
         Both contests, as published and corrected.
     """
     whole, full_space, homes = whole or {}, full_space or {}, homes or {}
-    held, later = contest(study, name, here.task), contest(study, name, here.task, "corrected")
+    held, later = (
+        contest(study, name, here.task, protocol, epochs=epochs)
+        for protocol in ("as-published", "corrected")
+    )
     for label, trained in within.items():
         home = homes.get(label, here)
         held.rule(
@@ -179,6 +193,7 @@ def against_subspace(
     fresh: Sequence[Place],
     rules: Mapping[str, TrainedRule],
     homes: Mapping[str, Place] | None = None,
+    epochs: int | None = None,
 ) -> None:
     """Rules beside the tuned baselines of the subspace, from the saved start and from fresh ones.
 
@@ -188,15 +203,14 @@ def against_subspace(
         here: the network from its saved start.
         fresh: from starts that no rule has seen, one a seed.
         rules: to test.
-        homes: as in `contests`.
+        homes, epochs: as in `contests`.
     """
-    held, later = contests(study, name, here, fresh, rules, homes=homes)
+    held, later = contests(study, name, here, fresh, rules, homes=homes, epochs=epochs)
     for protocol in (held.key.protocol, later.key.protocol):
         study.findings.setdefault("against_subspace", []).extend(
             speed(study.records, name, protocol, label, SUBSPACE) for label in rules
         )
     tell(study, held, here, {*rules, *SUBSPACE})
-    study.findings["accuracy"] = accuracies(study.records)
 
 
 def label_task(label: str) -> str:
@@ -227,6 +241,7 @@ def data_transfer(study: Study) -> None:
     study.findings["left_out"] = left_out
     for name, (here, fresh) in tested.items():
         against_subspace(study, name, here, fresh, rules, homes)
+    study.findings["accuracy"] = accuracies(study.records)
 
 
 def _short(data: str) -> str:
@@ -244,6 +259,7 @@ def architecture_transfer(study: Study) -> None:
     }
     for name, here in places.items():
         against_subspace(study, name, here, fresh_places(study, name), rules, homes)
+    study.findings["accuracy"] = accuracies(study.records)
 
 
 def accuracies(records: Records) -> list[dict[str, Any]]:
@@ -282,6 +298,7 @@ def versus_dm(study: Study) -> None:
     if tuned != published:
         rules["L2O-DM, tuned"] = found[tuned]
     against_subspace(study, net, here, fresh_places(study, net), rules)
+    study.findings["accuracy"] = accuracies(study.records)
     study.findings["validations"] = [
         {"outputs_times": scale, "meta_rate": rate, "score": score}
         for (scale, rate), score in scores.items()

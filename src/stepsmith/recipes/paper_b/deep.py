@@ -83,7 +83,9 @@ class Depth:
         directions: d.
         unroll, episode, episodes: steps of a window and of an episode of meta-training, and how
             many episodes.
+        window: as `unroll`, for rules of this library's own: memory does not grow with it.
         epochs: of a test.
+        shorter: epochs of a further test within the subspace, where training may end much sooner.
         tests: of an epoch: so often its accuracy is measured.
         seeds: of a test; fresh starts and bases too.
         rungs: of the tuning.
@@ -103,7 +105,9 @@ class Depth:
     unroll: int
     episode: int
     episodes: int
+    window: int
     epochs: int
+    shorter: int
     tests: int
     seeds: int
     rungs: tuple[Rung, ...]
@@ -116,8 +120,8 @@ DEPTHS: dict[str, Depth] = {
     "full": Depth(
         "resnet20", f"cifar10{_TRAIN}", (f"cifar100{_TRAIN}",), (f"imagenet32@50000{_TRAIN}",),
         batch=128, basis_epochs=60, basis_drop=50 / 60, snapshots=1, directions=40, unroll=10,
-        episode=1000, episodes=20, epochs=100, tests=1, seeds=3, rungs=RUNGS, copies=1,
-        timing_rounds=15,
+        episode=1000, episodes=20, window=50, epochs=100, shorter=10, tests=1, seeds=3, rungs=RUNGS,
+        copies=1, timing_rounds=15,
     ),
     "small": Depth(
         "resnet8", f"cifar10@10000@test4000{_TRAIN}",
@@ -127,15 +131,15 @@ DEPTHS: dict[str, Depth] = {
             "fashion_mnist@rgb32@10000@test4000@crop@flip@standardised",
         ),
         (), batch=32, basis_epochs=12, basis_drop=0.8, snapshots=5, directions=40, unroll=10,
-        episode=1000, episodes=12, epochs=3, tests=3, seeds=3, rungs=(Rung(0.25, 5), Rung(1.0, 2)),
-        copies=3, timing_rounds=9,
+        episode=1000, episodes=12, window=50, epochs=3, shorter=1, tests=3, seeds=3,
+        rungs=(Rung(0.25, 5), Rung(1.0, 2)), copies=3, timing_rounds=9,
     ),
     "quick": Depth(
         "resnet8", "fashion_mnist@classes0-1@rgb32@64@crop@flip@standardised",
         ("mnist@classes0-1@rgb32@64@standardised",), ("nowhere@rgb32@64",),
         batch=8, basis_epochs=2, basis_drop=0.5, snapshots=3, directions=4, unroll=3, episode=6,
-        episodes=2, epochs=2, tests=3, seeds=2, rungs=(Rung(0.5, 3), Rung(1.0, 1)), copies=2,
-        timing_rounds=1,
+        episodes=2, window=6, epochs=2, shorter=1, tests=3, seeds=2,
+        rungs=(Rung(0.5, 3), Rung(1.0, 1)), copies=2, timing_rounds=1,
     ),
 }  # fmt: skip
 """Amounts by scale: the paper's, for a GPU; for two cores; for tests."""
@@ -229,9 +233,9 @@ def epoch_steps(task: Task, batch: int) -> int:
     return max(1, len(data.train[0]) // batch)
 
 
-def _length(amounts: Depth, task: Task) -> Length:
-    """Of a test."""
-    return Length(amounts.epochs, epoch_steps(task, amounts.batch), amounts.tests)
+def _length(amounts: Depth, task: Task, epochs: int | None = None) -> Length:
+    """Of a test, or of one of other epochs."""
+    return Length(epochs or amounts.epochs, epoch_steps(task, amounts.batch), amounts.tests)
 
 
 def _make_basis(task: Task, seed: int, amounts: Depth, folder: Path, path: Path) -> None:
@@ -328,8 +332,15 @@ def learn(
     return study.meta_train(label, given, rule or sl2o_rule(), config)
 
 
-def contest(study: Study, name: str, task: Task, protocol: str = "as-published") -> Contest:
-    """A contest of the scale's length, its records the study's.
+def contest(
+    study: Study,
+    name: str,
+    task: Task,
+    protocol: str = "as-published",
+    *,
+    epochs: int | None = None,
+) -> Contest:
+    """A contest of the scale's length or of other epochs, its records the study's.
 
     Args:
         study: gets the records.
@@ -337,9 +348,10 @@ def contest(study: Study, name: str, task: Task, protocol: str = "as-published")
         task: the whole task, for the length of an epoch.
         protocol: `as-published` where all begins from one saved start, `corrected` where starts
             and bases are fresh.
+        epochs: by default the scale's.
     """
     amounts = depth(study)
-    length = _length(amounts, task)
+    length = _length(amounts, task, epochs)
     key = Key(recipe=study.recipe, scale=study.scale.name, protocol=protocol)
     return Contest(
         name, length, range(amounts.seeds), key, study.records, study.cache / "deep",

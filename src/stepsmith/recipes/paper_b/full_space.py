@@ -41,8 +41,6 @@ RULES: dict[str, Rule] = {
 
 NETWORKS = {"full": ("resnet20", "resnet18"), "small": ("resnet20",), "quick": ("resnet8",)}
 """Whose parameters are all trained, by scale."""
-WINDOW = 20
-"""Steps of a window: memory does not grow with it."""
 SAMPLES = 400_000
 """Coordinate-steps replayed a window."""
 MEASURED = {"full": ("resnet20", "resnet18"), "small": ("resnet20", "resnet18"),
@@ -66,10 +64,9 @@ def all_parameters(study: Study) -> None:
 def _network(study: Study, name: str) -> None:
     here, fresh, amounts = place(study, name), fresh_places(study, name), depth(study)
     within = learn(study, f"sl2o-{name}", here.sub)
-    window = WINDOW if amounts.episode % WINDOW == 0 else amounts.unroll
     rules = {
         label: learn(
-            study, f"full-space-{name}-{number + 1}", here.task, rule, unroll=window,
+            study, f"full-space-{name}-{number + 1}", here.task, rule, unroll=amounts.window,
             samples=SAMPLES,
         )
         for number, (label, rule) in enumerate(RULES.items())
