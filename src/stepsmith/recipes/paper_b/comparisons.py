@@ -34,17 +34,18 @@ from stepsmith.recipes.paper_b.deep import (
     depth_name,
     fresh_places,
     learn,
+    learn_own,
     place,
 )
 from stepsmith.recipes.study import Recipe, Study
-from stepsmith.rules import l2o_dm, make_rule
+from stepsmith.rules import l2o_dm
 from stepsmith.tasks.image_files import DataError
 
 _log = logging.getLogger("stepsmith")
 
 SL2O = "SL2O"
 OWN = "relative units in subspace"
-"""This library's own rule, meta-trained as long as SL2O's in longer windows."""
+"""This library's own rule, see `learn_own`."""
 AGAIN = ("momentum", "adamw, cosine")
 """Baselines of the whole space that are run from fresh starts too, beside the best of all."""
 ARCHITECTURES = {
@@ -67,7 +68,7 @@ def network(study: Study, name: str) -> None:
     here, fresh, amounts = place(study, name), fresh_places(study, name), depth(study)
     rules = {
         SL2O: learn(study, f"sl2o-{name}", here.sub),
-        OWN: learn(study, f"relative-{name}", here.sub, make_rule("joined"), unroll=amounts.window),
+        OWN: learn_own(study, name, here),
     }
     held, later = contests(study, name, here, fresh, rules, full_space=FULL_SPACE)
     study.findings[name] = {

@@ -26,7 +26,7 @@ from stepsmith.evaluate.halving import RUNGS, Rung
 from stepsmith.evaluate.schedules import Schedule, Scheduled
 from stepsmith.hub import TrainedRule
 from stepsmith.recipes.study import Study
-from stepsmith.rules import Rule, rnnprop
+from stepsmith.rules import Rule, make_rule, rnnprop
 from stepsmith.subspace import Snapshots, Subspace, from_trajectory
 from stepsmith.subspace.snapshots import write_snapshot
 from stepsmith.tasks import SubspaceTask, Task
@@ -84,6 +84,8 @@ class Depth:
         unroll, episode, episodes: steps of a window and of an episode of meta-training, and how
             many episodes.
         window: as `unroll`, for rules of this library's own: memory does not grow with it.
+        descent: steps of an episode of such a rule within the subspace: about what it takes to come
+            down, where longer ones teach a rule mostly to stand still at the lowest loss.
         epochs: of a test.
         shorter: epochs of a further test within the subspace, where training may end much sooner.
         tests: of an epoch: so often its accuracy is measured.
@@ -106,6 +108,7 @@ class Depth:
     episode: int
     episodes: int
     window: int
+    descent: int
     epochs: int
     shorter: int
     tests: int
@@ -120,8 +123,8 @@ DEPTHS: dict[str, Depth] = {
     "full": Depth(
         "resnet20", f"cifar10{_TRAIN}", (f"cifar100{_TRAIN}",), (f"imagenet32@50000{_TRAIN}",),
         batch=128, basis_epochs=60, basis_drop=50 / 60, snapshots=1, directions=40, unroll=10,
-        episode=1000, episodes=20, window=50, epochs=100, shorter=10, tests=1, seeds=3, rungs=RUNGS,
-        copies=1, timing_rounds=15,
+        episode=1000, episodes=20, window=50, descent=200, epochs=100, shorter=10, tests=1, seeds=3,
+        rungs=RUNGS, copies=1, timing_rounds=15,
     ),
     "small": Depth(
         "resnet8", f"cifar10@10000@test4000{_TRAIN}",
@@ -131,14 +134,14 @@ DEPTHS: dict[str, Depth] = {
             "fashion_mnist@rgb32@10000@test4000@crop@flip@standardised",
         ),
         (), batch=32, basis_epochs=12, basis_drop=0.8, snapshots=5, directions=40, unroll=10,
-        episode=1000, episodes=12, window=50, epochs=3, shorter=1, tests=3, seeds=3,
+        episode=1000, episodes=12, window=50, descent=200, epochs=3, shorter=1, tests=3, seeds=3,
         rungs=(Rung(0.25, 5), Rung(1.0, 2)), copies=3, timing_rounds=9,
     ),
     "quick": Depth(
         "resnet8", "fashion_mnist@classes0-1@rgb32@64@crop@flip@standardised",
         ("mnist@classes0-1@rgb32@64@standardised",), ("nowhere@rgb32@64",),
         batch=8, basis_epochs=2, basis_drop=0.5, snapshots=3, directions=4, unroll=3, episode=6,
-        episodes=2, window=6, epochs=2, shorter=1, tests=3, seeds=2,
+        episodes=2, window=3, descent=3, epochs=2, shorter=1, tests=3, seeds=2,
         rungs=(Rung(0.5, 3), Rung(1.0, 1)), copies=2, timing_rounds=1,
     ),
 }  # fmt: skip
@@ -330,6 +333,18 @@ def learn(
         "validation_horizon": min(length.total, amounts.episode), **changes,
     }  # fmt: skip
     return study.meta_train(label, given, rule or sl2o_rule(), config)
+
+
+def learn_own(study: Study, network: str, here: Place) -> TrainedRule:
+    """This library's own rule for a subspace: relative units, longer windows, episodes that are
+    mostly descent, half of SL2O's budget, kept by its mean loss over the shorter test."""
+    amounts = depth(study)
+    return learn(
+        study, f"relative-{network}", here.sub, make_rule("joined"), unroll=amounts.window,
+        episode=amounts.descent, budget=amounts.episode * amounts.episodes // 2,
+        validation_loss="mean",
+        validation_horizon=_length(amounts, here.task, amounts.shorter).total,
+    )  # fmt: skip
 
 
 def contest(
