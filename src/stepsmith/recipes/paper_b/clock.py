@@ -42,9 +42,9 @@ def speed(
         The baseline, its final loss (mean over seeds of the last tenth), the steps in which each
         mean curve first meets it, smoothed over as many, their ratio, and the ratio of each seed's
         own curves; None where a loss is never met. `close` and `baseline_close` are the steps to
-        `CLOSE` times that final loss. `share` is the rule's steps over all steps of
-        the training; `loss_at_half` its mean loss over the tenth before half of them, over that
-        final loss. And the differences of test accuracies in points, of the means and each seed's.
+        `CLOSE` times that final loss. `share` is the rule's steps over all steps of the training;
+        `loss_at_half` its mean loss over the tenth before half of them, over that final loss. And
+        the differences of test accuracies in points, of the means and each seed's.
     """
     found = curves(records, task, protocol)
     best, target = lowest(found, against)

@@ -212,6 +212,7 @@ def against_subspace(
             speed(study.records, name, protocol, label, SUBSPACE) for label in rules
         )
     tell(study, held, here, {*rules, *SUBSPACE})
+    study.findings["accuracy"] = accuracies(study.records)
 
 
 def label_task(label: str) -> str:
@@ -242,7 +243,6 @@ def data_transfer(study: Study) -> None:
     study.findings["left_out"] = left_out
     for name, (here, fresh) in tested.items():
         against_subspace(study, name, here, fresh, rules, homes)
-    study.findings["accuracy"] = accuracies(study.records)
 
 
 def _short(data: str) -> str:
@@ -260,7 +260,6 @@ def architecture_transfer(study: Study) -> None:
     }
     for name, here in places.items():
         against_subspace(study, name, here, fresh_places(study, name), rules, homes)
-    study.findings["accuracy"] = accuracies(study.records)
 
 
 def accuracies(records: Records) -> list[dict[str, Any]]:
@@ -299,7 +298,6 @@ def versus_dm(study: Study) -> None:
     if tuned != published:
         rules["L2O-DM, tuned"] = found[tuned]
     against_subspace(study, net, here, fresh_places(study, net), rules)
-    study.findings["accuracy"] = accuracies(study.records)
     study.findings["validations"] = [
         {"outputs_times": scale, "meta_rate": rate, "score": score}
         for (scale, rate), score in scores.items()
