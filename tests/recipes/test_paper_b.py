@@ -10,7 +10,7 @@ from stepsmith.evaluate import Key, Records
 from stepsmith.evaluate.statistics import stability
 from stepsmith.recipes import QUICK, Study
 from stepsmith.recipes.paper_b import deep
-from stepsmith.recipes.paper_b.clock import clock, speed
+from stepsmith.recipes.paper_b.clock import clock, outlasting, speed
 from stepsmith.recipes.paper_b.comparisons import label_task
 from stepsmith.recipes.paper_b.full_space import memory
 from stepsmith.recipes.paper_b.principal import claims, statements, updates
@@ -126,6 +126,22 @@ def test_a_run_that_diverged_is_penalised_as_in_the_tables():
     found = speed(records, "net", "corrected", "fast", ["slow"])
     assert found["final_loss"] == pytest.approx((2 - np.arange(90, 100).mean() / 100 + 20) / 2)
     assert found["baseline_steps"] is not None
+
+
+def test_a_longer_training_is_held_against_the_end_of_a_shorter_one():
+    records = contest_records()
+    key = Key(task="net, longer", optimizer="slow", kind="baseline", horizon=300)
+    loss_T = 2 - np.arange(300) / 200
+    records.add(key, "train_loss", np.stack([loss_T, loss_T]), seeds=[0, 1], steps=range(300))
+    records.add(key, "test_accuracy", [[0.8], [0.8]], seeds=[0, 1], steps=[300])
+    found = outlasting(records, "net, longer", "corrected", "slow", "net", "fast")
+    end = 2 - np.arange(270, 300).mean() / 200
+    assert found["ratio"] == pytest.approx(end / 0.9)
+    assert found["ratio_of_each_seed"] == pytest.approx([end / 0.9] * 2)
+    assert (found["steps"], found["steps_of_that"]) == (300, 100)
+    assert 220 < found["met"] < 300  # smoothed, it lags
+    assert found["points_of_accuracy"] == pytest.approx(10)
+    assert outlasting(records, "net", "corrected", "sub", "net", "fast")["met"] is None
 
 
 def test_speed_is_held_against_the_best_of_the_baselines_named():

@@ -76,6 +76,49 @@ def speed(
     }  # fmt: skip
 
 
+def outlasting(
+    records: Records, task: str, protocol: str, optimizer: str, shorter: str, other: str
+) -> dict[str, Any]:
+    """How a longer training ends beside another optimizer's shorter one, whose preparation took the
+    difference.
+
+    Args:
+        records: with `train_loss` of purpose `test`, the same seeds in both.
+        task, protocol: of the longer contest.
+        optimizer: there.
+        shorter: task of the other contest, under the same protocol.
+        other: optimizer there.
+
+    Returns:
+        Steps of both; final losses (means over seeds of each run's last tenth), their ratio and
+        that of each seed; `met`, steps in which the mean curve, smoothed over the last tenth of its
+        length, first meets the other's final loss, None where it never does; the difference of test
+        accuracies in points.
+    """
+    own_ST = penalised(curves(records, task, protocol)[optimizer].values)
+    other_ST = penalised(curves(records, shorter, protocol)[other].values)
+    finals_S, targets_S = score(own_ST, "final"), score(other_ST, "final")
+    target = float(targets_S.mean())
+    accuracy, base = (
+        [
+            100 * float(block.values[:, -1].mean())
+            for block in records.select(
+                "test_accuracy", purpose="test", task=name, protocol=protocol, optimizer=label
+            )
+        ]
+        for name, label in ((task, optimizer), (shorter, other))
+    )
+    return {
+        "task": task, "protocol": protocol, "optimizer": optimizer, "steps": own_ST.shape[1],
+        "against": other, "steps_of_that": other_ST.shape[1],
+        "final_loss": float(finals_S.mean()), "final_loss_of_that": target,
+        "ratio": float(finals_S.mean()) / target,
+        "ratio_of_each_seed": (finals_S / targets_S).tolist(),
+        "met": _finite(float(first_reach(own_ST.mean(0), target))),
+        "points_of_accuracy": accuracy[0] - base[0] if accuracy and base else None,
+    }  # fmt: skip
+
+
 def lowest(found: Mapping[str, Block], names: Iterable[str]) -> tuple[str, float]:
     """Of the named optimizers that were run, the one with the lowest final loss, and that loss.
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import multiprocessing
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
@@ -16,11 +16,13 @@ from stepsmith.hub import TrainedRule
 from stepsmith.machine import peak_memory, start_peak
 from stepsmith.meta import MetaTrainConfig
 from stepsmith.meta.trainer import Run
-from stepsmith.recipes.paper_b.clock import speed
+from stepsmith.recipes.paper_b.clock import outlasting, speed
 from stepsmith.recipes.paper_b.comparisons import SL2O, contests, tell
 from stepsmith.recipes.paper_b.deep import (
     FULL_SPACE,
     SUBSPACE,
+    Place,
+    contest,
     depth,
     depth_name,
     fresh_places,
@@ -49,13 +51,16 @@ MEASURED = {"full": ("resnet20", "resnet18"), "small": ("resnet20", "resnet18"),
 IMAGE, CLASSES = (3, 32, 32), 10
 """Of the images that memory is measured on."""
 WARM_UP = "resnet8"
+LONGER = "adamw, cosine"
+"""Baseline of the whole space that is tuned once more where the steps of a basis count."""
 STEPS = 100
 """Inner steps over which memory is measured, in two windows."""
 
 
 def all_parameters(study: Study) -> None:
     """The rules on all parameters beside SL2O and the tuned baselines, from the saved start and
-    from fresh ones; memory and rate of meta-training them."""
+    from fresh ones; over as many steps as SL2O takes with those of its basis; memory and rate of
+    meta-training them."""
     for name in NETWORKS[depth_name(study)]:
         _network(study, name)
     study.findings["memory"] = [memory(study, name) for name in MEASURED[depth_name(study)]]
@@ -78,6 +83,22 @@ def _network(study: Study, name: str) -> None:
             speed(*about, label, [SL2O]) for label in RULES
         )
     tell(study, held, here, {SL2O, *SUBSPACE})
+    _with_the_basis(study, name, here, rules)
+
+
+def _with_the_basis(study: Study, name: str, here: Place, rules: Mapping[str, TrainedRule]) -> None:
+    """SL2O begins from a start of which a whole training is known: its basis. Here the whole space
+    gets these steps as well."""
+    amounts = depth(study)
+    epochs = amounts.epochs + amounts.basis_epochs
+    held = contest(study, f"{name}, {epochs} epochs", here.task, epochs=epochs)
+    for label, trained in rules.items():
+        held.rule(label, here.full, trained)
+    held.baseline(LONGER, here.full, FULL_SPACE[LONGER])
+    study.findings.setdefault("against_sl2o_and_its_basis", []).extend(
+        outlasting(study.records, held.name, held.key.protocol, label, name, SL2O)
+        for label in (*rules, LONGER)
+    )
 
 
 def memory(study: Study, network: str) -> dict[str, Any]:
