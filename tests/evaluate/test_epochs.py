@@ -120,6 +120,17 @@ def test_a_contest_tunes_tests_and_summarises(tiny_task):
     assert (meta.values.item(), meta.key.purpose) == (5.0, "meta")
 
 
+def test_a_rule_under_a_schedule_is_kept_apart_and_then_stands_still(tmp_path, tiny_task):
+    held, rule = contest(cache=tmp_path), fresh()
+    held.rule("mine", tiny_task, rule)
+    held.rule("mine, to half", tiny_task, rule, schedule=Schedule("cosine", (0.5,)))
+    (plain,) = held.records.select("test_loss", purpose="test", optimizer="mine")
+    (quiet,) = held.records.select("test_loss", purpose="test", optimizer="mine, to half")
+    assert np.all(np.diff(plain.values[:, 1:]) != 0)  # after two and three epochs
+    assert np.all(np.diff(quiet.values[:, 1:]) == 0)  # nothing moves from the middle on
+    assert np.all(plain.values[:, 0] != quiet.values[:, 0])
+
+
 def test_the_second_time_nothing_is_trained(tmp_path, tiny_task, monkeypatch):
     first = contest(cache=tmp_path)
     rates = [first.baseline("momentum", tiny_task, MOMENTUM)]

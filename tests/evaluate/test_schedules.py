@@ -47,7 +47,8 @@ def test_a_constant_rate_and_a_scheduled_baseline():
         ("steps", (0.5, 0.5)),
         ("steps", (0.0,)),
         ("steps", (0.5, 1.0)),
-        ("cosine", (0.5,)),
+        ("cosine", (0.5, 0.7)),
+        ("constant", (0.5,)),
         ("steps", (0.5,), -3.0),
     ],
 )

@@ -30,13 +30,15 @@ from stepsmith.evaluate.run import (
     by_torch,
     learned_key,
 )
-from stepsmith.evaluate.schedules import Scheduled
+from stepsmith.evaluate.schedules import Schedule, Scheduled, scheduled
 from stepsmith.evaluate.statistics import require_positive, score
 from stepsmith.evaluate.tuning import hyper_parameters
 from stepsmith.hub import TrainedRule
 from stepsmith.optim import LearnedOptimizer
 from stepsmith.tasks.base import Task
 from stepsmith.unroll import Copies, roll
+
+CONSTANT = Schedule()
 
 
 @dataclass(frozen=True)
@@ -153,6 +155,7 @@ class Contest:
         tasks: Task | Sequence[Task],
         trained: TrainedRule,
         *,
+        schedule: Schedule = CONSTANT,
         meta_task: str = "",
         meta_subspace: float = 0.0,
     ) -> None:
@@ -162,6 +165,7 @@ class Contest:
             label: its name in the records.
             tasks: as for `baseline`.
             trained: the rule.
+            schedule: of the factor on its steps, 1 at the start.
             meta_task: the contest it was meta-trained for, where that is to be told by its name.
             meta_subspace: seconds spent on a subspace for its meta-training alone.
 
@@ -171,13 +175,19 @@ class Contest:
         tasks = self._one_or_one_each(tasks)
         key = learned_key(self._key(tasks[0]), label, trained)
         key = replace(key, meta_task=meta_task or key.meta_task)
+        deployed = scheduled(
+            functools.partial(LearnedOptimizer, rule=trained), schedule, self.length.total
+        )
         # Kept under the rule's name: one rule may be tested under several labels.
-        self._test(trained.name, tasks, key, by_rule(trained), decides_rule(trained))
+        if schedule == CONSTANT:
+            self._test(trained.name, tasks, key, by_rule(trained), decides_rule(trained))
+        else:
+            decides = decides_rule(trained, schedule=repr(schedule))
+            self._test(trained.name, tasks, key, by_torch(deployed), decides)
         add_meta_training(self.records, key, trained)
         if meta_subspace:
             own, metric = replace(key, purpose="meta"), "meta_training_subspace_seconds"
             self.records.add(own, metric, [meta_subspace], seeds=[0], steps=[0])
-        deployed = functools.partial(LearnedOptimizer, rule=trained)
         self._timed[label] = (tasks[0], deployed)
 
     def finish(self) -> None:

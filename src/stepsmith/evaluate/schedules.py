@@ -24,16 +24,19 @@ class Schedule:
     Args:
         kind: `constant`; `steps`, which multiplies by `factor` at each of `drops`; or `cosine`,
             from 1 to 0.
-        drops: shares of the training, rising, between 0 and 1.
+        drops: shares of the training, rising, between 0 and 1; of a cosine at most one, where it
+            has come to 0 and stays, by default the end.
         factor: of a drop.
 
     Raises:
-        ValueError: an unknown kind, drops that do not rise between 0 and 1 or belong to another
-            kind, or a factor out of range.
+        ValueError: an unknown kind, drops that do not rise between 0 and 1 or are more than the
+            kind takes, or a factor out of range.
 
     >>> paper = Schedule("steps", (0.5, 0.75))
     >>> [round(paper.at(share), 4) for share in (0.0, 0.49, 0.5, 0.8)]
     [1.0, 1.0, 0.1, 0.01]
+    >>> [round(Schedule("cosine", (0.5,)).at(share), 4) for share in (0.0, 0.25, 0.5, 0.8)]
+    [1.0, 0.5, 0.0, 0.0]
     """
 
     kind: str = "constant"
@@ -45,16 +48,19 @@ class Schedule:
         ends = (0.0, *self.drops, 1.0)
         if any(b <= a for a, b in itertools.pairwise(ends)):
             raise ValueError(f"Schedule: drops must rise between 0 and 1, got {self.drops}")
-        if (self.drops and self.kind != "steps") or not 0 < self.factor < 1:
+        most = {"constant": 0, "cosine": 1}.get(self.kind, len(self.drops))
+        if len(self.drops) > most or not 0 < self.factor < 1:
             raise ValueError(
-                f"Schedule: drops belong to kind 'steps' and take a factor between 0 and 1; got "
-                f"kind {self.kind!r}, drops {self.drops}, factor {self.factor!r}"
+                f"Schedule: drops belong to kind 'steps', with a factor between 0 and 1, and one "
+                f"at most to 'cosine'; got kind {self.kind!r}, drops {self.drops}, "
+                f"factor {self.factor!r}"
             )
 
     def at(self, share: float) -> float:
         """The factor when this share of the training is done."""
         if self.kind == "cosine":
-            return 0.5 * (1 + math.cos(math.pi * min(share, 1.0)))
+            end = self.drops[0] if self.drops else 1.0
+            return 0.5 * (1 + math.cos(math.pi * min(share / end, 1.0)))
         if self.kind == "steps":
             return self.factor ** sum(share >= drop for drop in self.drops)
         return 1.0

@@ -26,8 +26,10 @@ from stepsmith.recipes.paper_b.clock import (
 )
 from stepsmith.recipes.paper_b.deep import (
     FULL_SPACE,
+    HALVED,
     META_RATE,
     SUBSPACE,
+    TO_HALF,
     Place,
     contest,
     depth,
@@ -70,7 +72,7 @@ def network(study: Study, name: str) -> None:
         SL2O: learn(study, f"sl2o-{name}", here.sub),
         OWN: learn_own(study, name, here),
     }
-    held, later = contests(study, name, here, fresh, rules, full_space=FULL_SPACE)
+    held, later = contests(study, name, here, fresh, rules, full_space=FULL_SPACE, halved=True)
     study.findings[name] = {
         "parameters": here.basis.layout.total, "explained": sum(here.basis.explained),
         "basis_seconds_when_made": here.seconds,
@@ -88,9 +90,9 @@ def network(study: Study, name: str) -> None:
             study.findings[name].setdefault(finding, []).extend(
                 speed(*about, label, against) for label in rules
             )
-    tell(study, held, here, {*rules, *SUBSPACE})
+    tell(study, held, here, rules)
     sooner = f"{name}, {amounts.shorter} of {amounts.epochs} epochs"
-    against_subspace(study, sooner, here, fresh, rules, epochs=amounts.shorter)
+    against_subspace(study, sooner, here, fresh, rules, epochs=amounts.shorter, halved=True)
 
 
 def contests(
@@ -104,6 +106,7 @@ def contests(
     homes: Mapping[str, Place] | None = None,
     full_space: Mapping[str, Scheduled] | None = None,
     epochs: int | None = None,
+    halved: bool = False,
 ) -> tuple[Contest, Contest]:
     """Rules beside tuned baselines from the saved start, then from fresh ones at the same rates.
 
@@ -117,11 +120,15 @@ def contests(
         full_space: baselines of the whole space, beside `SUBSPACE`; of these `AGAIN` and the best
             are run from fresh starts too.
         epochs: of every training, by default the scale's.
+        halved: the rules of the subspace once more, and `HALVED`, with steps that come down to 0 by
+            the middle of the training.
 
     Returns:
         Both contests, as published and corrected.
     """
     whole, full_space, homes = whole or {}, full_space or {}, homes or {}
+    entries = {**SUBSPACE, **(HALVED if halved else {})}
+    quiet = {to_half(label): rule for label, rule in within.items()} if halved else {}
     held, later = (
         contest(study, name, here.task, protocol, epochs=epochs)
         for protocol in ("as-published", "corrected")
@@ -132,44 +139,60 @@ def contests(
             label, here.sub, trained, meta_task=label_task(label),
             meta_subspace=0.0 if home is here else home.seconds,
         )  # fmt: skip
+    for label, trained in quiet.items():
+        held.rule(label, here.sub, trained, schedule=TO_HALF)
     for label, trained in whole.items():
         held.rule(label, here.full, trained)
-    rates = {label: held.baseline(label, here.sub, entry) for label, entry in SUBSPACE.items()}
+    rates = {label: held.baseline(label, here.sub, entry) for label, entry in entries.items()}
     rates |= {label: held.baseline(label, here.full, entry) for label, entry in full_space.items()}
     held.finish()
-    held.before(basis_seconds(held, here), [*within, *SUBSPACE])
+    held.before(basis_seconds(held, here), [*within, *quiet, *entries])
     for label, trained in within.items():
         later.rule(
             label, [other.sub for other in fresh], trained, meta_task=label_task(label),
             meta_subspace=homes.get(label, here).seconds,
         )  # fmt: skip
+    for label, trained in quiet.items():
+        later.rule(
+            label, [other.sub for other in fresh], trained, schedule=TO_HALF,
+            meta_subspace=here.seconds,
+        )  # fmt: skip
     for label, trained in whole.items():
         later.rule(label, [other.full for other in fresh], trained)
-    again = [*SUBSPACE, *(label for label in AGAIN if label in full_space)]
+    again = [*entries, *(label for label in AGAIN if label in full_space)]
     if full_space:
         best, _ = lowest(curves(held.records, name, held.key.protocol), full_space)
         again.append(best)
     for label in dict.fromkeys(again):
-        tasks = [other.sub if label in SUBSPACE else other.full for other in fresh]
-        entry = SUBSPACE.get(label) or full_space[label]
+        tasks = [other.sub if label in entries else other.full for other in fresh]
+        entry = entries.get(label) or full_space[label]
         later.baseline(label, tasks, entry, rates[label])
     return held, later
 
 
-def tell(study: Study, held: Contest, here: Place, subspace: Iterable[str]) -> None:
+def to_half(label: str) -> str:
+    """What a rule is called where its steps follow `TO_HALF`."""
+    return f"{label}, cosine to half"
+
+
+def tell(study: Study, held: Contest, here: Place, within: Iterable[str]) -> None:
     """Findings of stability and cost under both protocols.
 
     Args:
         study: gets them.
         held: the contest from the saved start; that from fresh ones has its name.
         here: where it was held.
-        subspace: optimizers that need a basis.
+        within: rules of the subspace.
     """
     seconds = basis_seconds(held, here)
+    still = {*map(to_half, within), *HALVED}  # nothing moves in the last half of their training
+    subspace = {*within, *SUBSPACE, *still}
     for protocol in dict.fromkeys(block.key.protocol for block in study.records.select(
             "train_loss", purpose="test", task=held.name)):  # fmt: skip
         about = (study.records, held.name, protocol)
-        study.findings.setdefault("stability", []).extend(stability(*about))
+        study.findings.setdefault("stability", []).extend(
+            row for row in stability(*about) if row["optimizer"] not in still
+        )
         study.findings.setdefault("clock", []).extend(
             clock(*about, basis_seconds=seconds, subspace=subspace)
         )
@@ -195,6 +218,7 @@ def against_subspace(
     rules: Mapping[str, TrainedRule],
     homes: Mapping[str, Place] | None = None,
     epochs: int | None = None,
+    halved: bool = False,
 ) -> None:
     """Rules beside the tuned baselines of the subspace, from the saved start and from fresh ones.
 
@@ -204,14 +228,16 @@ def against_subspace(
         here: the network from its saved start.
         fresh: from starts that no rule has seen, one a seed.
         rules: to test.
-        homes, epochs: as in `contests`.
+        homes, epochs, halved: as in `contests`.
     """
-    held, later = contests(study, name, here, fresh, rules, homes=homes, epochs=epochs)
+    held, later = contests(
+        study, name, here, fresh, rules, homes=homes, epochs=epochs, halved=halved
+    )
     for protocol in (held.key.protocol, later.key.protocol):
         study.findings.setdefault("against_subspace", []).extend(
             speed(study.records, name, protocol, label, SUBSPACE) for label in rules
         )
-    tell(study, held, here, {*rules, *SUBSPACE})
+    tell(study, held, here, rules)
     study.findings["accuracy"] = accuracies(study.records)
 
 

@@ -66,6 +66,14 @@ SUBSPACE: dict[str, Scheduled] = {
 }  # fmt: skip
 """Baselines of the subspace: table 1's, and AdamW."""
 
+TO_HALF = Schedule("cosine", (0.5,))
+"""Down to 0 by the middle of a training. From there the parameters are held, so that what half of
+the steps reach is measured at the end, on the batches that the others' ends are measured on."""
+HALVED = {
+    "adamw in subspace, cosine to half": Scheduled("adamw", torch.optim.AdamW, 0.05, {}, TO_HALF)
+}
+"""The same of a baseline of the subspace."""
+
 
 @dataclass(frozen=True)
 class Depth:

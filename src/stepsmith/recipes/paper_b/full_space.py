@@ -20,7 +20,6 @@ from stepsmith.recipes.paper_b.clock import outlasting, speed
 from stepsmith.recipes.paper_b.comparisons import SL2O, contests, tell
 from stepsmith.recipes.paper_b.deep import (
     FULL_SPACE,
-    SUBSPACE,
     Place,
     contest,
     depth,
@@ -82,7 +81,7 @@ def _network(study: Study, name: str) -> None:
         study.findings.setdefault("against_sl2o", []).extend(
             speed(*about, label, [SL2O]) for label in RULES
         )
-    tell(study, held, here, {SL2O, *SUBSPACE})
+    tell(study, held, here, [SL2O])
     _with_the_basis(study, name, here, rules)
 
 
