@@ -14,7 +14,13 @@ import numpy as np
 import torch
 
 from stepsmith.evaluate import Key, Records
-from stepsmith.evaluate.run import MakeStepper, by_rule, by_torch, learned_key
+from stepsmith.evaluate.run import (
+    MakeStepper,
+    add_meta_training,
+    by_rule,
+    by_torch,
+    learned_key,
+)
 from stepsmith.recipes.paper_b.comparisons import SL2O
 from stepsmith.recipes.paper_b.deep import SUBSPACE, contest, depth, learn, place
 from stepsmith.recipes.study import Recipe, Study
@@ -101,15 +107,12 @@ def principal(study: Study) -> None:
         network=here.task.network_name, data=here.task.data_name, horizon=steps,
     )  # fmt: skip
     sgd = partial(torch.optim.SGD, lr=rate, momentum=0.9)
+    momentum = replace(key, optimizer=MOMENTUM, kind="baseline", tuned_for="final")
+    rule = learned_key(key, SL2O, trained)
+    add_meta_training(study.records, rule, trained)
     steppers: dict[str, tuple[Key, MakeStepper]] = {
-        MOMENTUM: (
-            replace(key, optimizer=MOMENTUM, kind="baseline", tuned_for="final"),
-            by_torch(sgd),
-        ),
-        SL2O: (
-            learned_key(key, SL2O, trained),
-            by_rule(trained),
-        ),
+        MOMENTUM: (momentum, by_torch(sgd)),
+        SL2O: (rule, by_rule(trained)),
     }
     for name, (own, make) in steppers.items():
         study.say(f"principal directions: {name}")
