@@ -15,13 +15,15 @@ def test_a_log_gets_every_message_as_a_line_with_its_time():
         say("tuning nag [1/2]")
         assert re.fullmatch(r"\d\d:\d\d:\d\d tuning nag \[1/2\]\n", file.getvalue())
         say("tuning adam")
-    assert len(file.getvalue().splitlines()) == 2
+        say("a :warning: " + 20 * "long ")
+    assert len(file.getvalue().splitlines()) == 3
+    assert ":warning:" in file.getvalue()
 
 
 def test_a_terminal_keeps_no_line():
     file = io.StringIO()
     with telling(Console(file=file, force_terminal=True, width=80)) as say:
-        say("tuning nag")
+        say("tuning nag [/v2]")
     assert file.getvalue().endswith("\x1b[2K")  # the line is erased
 
 

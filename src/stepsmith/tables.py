@@ -18,9 +18,10 @@ def losses(rows: list[dict[str, Any]]) -> Table:
     for row in sorted(shown, key=lambda r: (r["task"], r["metric"], r["mean"] or 9e9)):
         ratio = "" if row["ratio"] is None else f"{row['ratio']:.3f}"
         interval = f"{row['low']:.4g} to {row['high']:.4g}" if row["low"] is not None else ""
+        metric = row["metric"].replace("_train_loss", " loss")
         table.add_row(
-            row["task"], row["optimizer"], row["metric"].replace("_train_loss", " loss"),
-            f"{row['mean']:.4g}", interval, ratio, f"{row['diverged']}/{row['seeds']}",
+            escape(row["task"]), escape(row["optimizer"]), metric, f"{row['mean']:.4g}", interval,
+            ratio, f"{row['diverged']}/{row['seeds']}",
             style="bold" if row["kind"] == "learned" else None,
         )  # fmt: skip
     return table

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 
 INTERRUPTED = "interrupted; what was saved before is intact"
 
@@ -36,6 +37,8 @@ def telling(console: Console) -> Iterator[Callable[[str], None]]:
     a line for each message, with the time of day."""
     if console.is_terminal:
         with console.status("...") as status:
-            yield status.update
+            yield lambda message: status.update(escape(message))
     else:
-        yield lambda message: console.print(time.strftime("%H:%M:%S"), message, markup=False)
+        yield lambda message: console.print(
+            time.strftime("%H:%M:%S"), message, markup=False, emoji=False, soft_wrap=True
+        )

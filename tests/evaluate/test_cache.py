@@ -14,9 +14,9 @@ from tests.evaluate.test_run import fresh
 from torch import nn
 
 from stepsmith.evaluate import BASELINES, Baseline, evaluate, run
-from stepsmith.evaluate.cache import identity
+from stepsmith.evaluate.cache import identity, together
 from stepsmith.optim import LearnedOptimizer
-from stepsmith.tasks import Quadratic
+from stepsmith.tasks import ModuleTask, Quadratic
 
 FEW = {"steps": 12, "seeds": 3, "tuning_seeds": 2, "timing_rounds": 0}
 
@@ -82,6 +82,18 @@ def test_whatever_decides_the_numbers_misses(changed, tmp_path, trainings):
     trainings.clear()
     evaluate(Quadratic(3), [], ["adam"], cache=tmp_path, **{**FEW, **changed})
     assert trainings
+
+
+def test_copies_decide_where_stacked_ones_share_their_dropout():
+    def task(dropout: float) -> ModuleTask:
+        return ModuleTask(
+            lambda: nn.Sequential(nn.Dropout(dropout), nn.Linear(3, 1)),
+            nn.functional.mse_loss, (torch.ones(8, 3), torch.ones(8, 1)), stacking="vmap",
+        )  # fmt: skip
+
+    assert together(task(0.5), 4) == {"copies": 4}
+    assert together(task(0.0), 4) == {}
+    assert together(Quadratic(3), 4) == {}
 
 
 @pytest.mark.parametrize(

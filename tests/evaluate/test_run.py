@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from stepsmith.evaluate import BASELINES, Baseline, Key, Records, evaluate
+from stepsmith.evaluate.schedules import Schedule, Scheduled
 from stepsmith.evaluate.tuning import WIDEST, tune, tuned_from
 from stepsmith.hub import TrainedRule
 from stepsmith.rules import make_rule
@@ -176,6 +177,29 @@ class Below(Quadratic):
 def test_losses_below_zero_are_refused():
     with pytest.raises(ValueError, match=r"initial loss of -1; .* add a constant"):
         evaluate(Below(3), [], ["adam"], **FEW)
+
+
+def test_losses_that_are_not_finite_at_the_start_are_refused(tiny_task):
+    tiny_task.data.train[0][:] = float("nan")
+    with pytest.raises(ValueError, match=r"initial loss of nan; .* not finite"):
+        evaluate(tiny_task, [], ["adam"], **FEW)
+
+
+def test_schedules_and_fixed_rates_are_refused():
+    cosine = Scheduled("mine", torch.optim.SGD, 0.1, {}, Schedule("cosine"))
+    with pytest.raises(ValueError, match="'mine' has a schedule"):
+        evaluate(Quadratic(3), [], [cosine], **FEW)
+    with pytest.raises(ValueError, match="lr is tuned around `centre`"):
+        Baseline("mine", torch.optim.SGD, 0.1, {"lr": 0.1})
+
+
+def test_what_a_step_costs_is_recorded_under_its_optimizers_key():
+    found = evaluate(Quadratic(3), {"mine": fresh()}, ["adam"], **{**FEW, "timing_rounds": 1})
+    kinds = {b.key.optimizer: b.key.kind for b in found.records.select("seconds_per_step")}
+    assert kinds == {"mine": "learned", "adam": "baseline"}
+    (cost,) = found.records.select("seconds_per_step", optimizer="mine")
+    (losses,) = found.records.select("train_loss", optimizer="mine")
+    assert (cost.key.rule, cost.key.checkpoint) == (losses.key.rule, losses.key.checkpoint)
 
 
 def test_two_optimizers_of_one_name_are_refused():

@@ -11,7 +11,7 @@ from stepsmith.evaluate.statistics import stability
 from stepsmith.recipes import QUICK, Study
 from stepsmith.recipes.paper_b import deep
 from stepsmith.recipes.paper_b.clock import clock, outlasting, speed
-from stepsmith.recipes.paper_b.comparisons import label_task
+from stepsmith.recipes.paper_b.comparisons import accuracies, label_task
 from stepsmith.recipes.paper_b.full_space import memory
 from stepsmith.recipes.paper_b.principal import claims, statements, updates
 from stepsmith.tasks import SubspaceTask
@@ -163,6 +163,16 @@ def test_speed_is_held_against_the_best_of_the_baselines_named():
     assert never["ratio"] is None
 
 
+def test_accuracies_of_runs_that_diverged_count_as_none():
+    records = contest_records()
+    (block,) = records.select("train_loss", optimizer="fast")
+    block.values[1, 50:] = np.nan
+    found = speed(records, "net", "corrected", "fast", ["slow"])
+    assert found["points_of_each_seed"] == pytest.approx([20, -50])
+    (fast,) = (row for row in accuracies(records) if row["optimizer"] == "fast")
+    assert (fast["low"], fast["mean"], fast["high"]) == pytest.approx((0, 35, 70))
+
+
 def test_stability_is_the_spread_about_a_line_in_the_last_third():
     records = Records()
     steps = [10 * (number + 1) for number in range(12)]
@@ -170,7 +180,10 @@ def test_stability_is_the_spread_about_a_line_in_the_last_third():
     unrest_E = np.array([0, 0, 0, 0, 0, 0, 0, 0, 1, -1, -1, 1]) / 100
     for name, curve_E in (("climbs", 0.5 + late_E / 50), ("shakes", 0.5 + unrest_E)):
         key = Key(task="net", optimizer=name, horizon=120)
-        records.add(key, "test_accuracy", [curve_E, curve_E], seeds=[0, 1], steps=steps)
+        accuracies, losses_ST = [curve_E, curve_E, curve_E], np.ones((3, 120))
+        losses_ST[2, 60:] = np.nan  # at rest where it diverged to
+        records.add(key, "train_loss", losses_ST, seeds=[0, 1, 2], steps=range(120))
+        records.add(key, "test_accuracy", accuracies, seeds=[0, 1, 2], steps=steps)
     steady, other = stability(records, "net", "corrected")
     assert (steady["optimizer"], steady["tests"]) == ("climbs", 4)
     assert steady["spread"] == pytest.approx(0, abs=1e-9)

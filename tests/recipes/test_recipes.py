@@ -92,6 +92,10 @@ def test_a_rule_that_another_went_on_from_costs_once():
     for trained in (last, first):
         add_meta_training(records, learned_key(Key(task="t"), "rule", trained), trained)
     assert core_hours(records)["meta_training"] == 2.0
+    other = TrainedRule(rule, {k: 3 * v for k, v in weights.items()},
+                        {"core_seconds": 5400.0, "parent": told})  # fmt: skip
+    add_meta_training(records, learned_key(Key(task="t"), "other", other), other)
+    assert core_hours(records)["meta_training"] == 2.5
     alone = Records()
     add_meta_training(alone, learned_key(Key(task="t"), "rule", last), last)
     assert core_hours(alone)["meta_training"] == 2.0
@@ -108,3 +112,12 @@ def test_an_interrupted_recipe_is_told_as_others_are(command, tmp_path, monkeypa
         main(["recipe", *command])
     assert done.value.code == 2
     assert "interrupted; what was saved before is intact" in capsys.readouterr().err
+
+
+def test_a_gpu_that_is_not_there_is_an_ordinary_error(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as done:
+        main(["recipe", "run", "a1-quadratic", "--quick", "--device", "cuda"])
+    assert done.value.code == 2
+    assert "sees no GPU" in capsys.readouterr().err

@@ -49,3 +49,12 @@ def test_starts_are_told_apart_and_must_fit():
     wrong = {**one, next(iter(one)): torch.zeros(2)}
     with pytest.raises(ValueError, match=f"differs in '{next(iter(one))}'"):
         StartedTask(task, wrong)
+
+
+def test_starts_are_told_apart_by_their_running_statistics():
+    task = make_task("cnn8-bn-mnist", source="sample")
+    params, buffers = task.init(torch.Generator().manual_seed(1))
+    moved = {k: v + 1 if v.is_floating_point() else v for k, v in buffers.items()}
+    plain = identity(StartedTask(task, params))
+    assert identity(StartedTask(task, params, buffers)) == plain
+    assert identity(StartedTask(task, params, moved)) != plain

@@ -30,6 +30,8 @@ class Baseline:
     def __post_init__(self):
         if not self.centre > 0:
             raise ValueError(f"baseline {self.name!r}: rates must be > 0, got {self.centre!r}")
+        if "lr" in self.fixed:
+            raise ValueError(f"baseline {self.name!r}: lr is tuned around `centre`, not `fixed`")
 
     def grid(self, points: int, factor: float) -> list[float]:
         """`points` rates around the centre, each `factor` times the one before."""

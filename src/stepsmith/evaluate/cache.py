@@ -13,6 +13,7 @@ import json
 import logging
 import time
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -201,25 +202,36 @@ def _named(make: Callable[..., Any]) -> str | None:
     return f"{module}:{name}" if watched else None
 
 
-def decides_rule(trained: TrainedRule, **settings: Any) -> dict[str, Any] | None:
-    """What decides a rule's runs: weights, configuration and this library's code; None for a
-    user's own rule, whose code is not watched."""
+def decides_rule(
+    trained: TrainedRule, *, deployed: bool = False, **settings: Any
+) -> dict[str, Any] | None:
+    """What decides a rule's runs: weights, configuration and this library's code, of runs by
+    `LearnedOptimizer` (`deployed`) its too; None for a user's own rule, whose code is not watched.
+    """
     cls = type(trained.rule)
     if not cls.__module__.startswith("stepsmith."):
         return None
-    return {
+    told = {
         "rule": f"{cls.__module__}:{cls.__qualname__}", "config": trained.rule.config(),
-        "weights": trained.fingerprint, "code": _code(), **settings,
+        "weights": trained.fingerprint, "code": _code("rules", "kernels", "unroll"),
     }  # fmt: skip
+    return {**told, **({"optimizer": _code("optim")} if deployed else {}), **settings}
+
+
+def together(task: Task, copies: int) -> dict[str, Any]:
+    """How many run at once, where that decides the numbers: stacked copies draw dropout from one
+    generator."""
+    draws = not isinstance(task.randomness(torch.Generator()), nullcontext)
+    return {"copies": copies} if task.stacking == "vmap" and draws else {}
 
 
 @functools.cache
-def _code() -> str:
-    """Hash of everything a rule's run executes."""
+def _code(*packages: str) -> str:
+    """Hash of the code of these packages, and of the layout all share."""
     root = Path(stepsmith.__file__).parent
     digest = hashlib.sha256()
     paths = [root / "layout.py"]
-    for package in ("rules", "kernels", "unroll"):
+    for package in packages:
         paths += sorted((root / package).rglob("*.py"))
     for path in paths:
         digest.update(path.read_bytes())

@@ -109,6 +109,7 @@ class Contest:
     say: Callable[[str], None] = lambda message: None
     tuned: dict[str, Halved] = field(default_factory=dict)
     _timed: dict[str, tuple[Task, cost.MakeOptimizer]] = field(default_factory=dict)
+    _keys: dict[str, Key] = field(default_factory=dict)
 
     def baseline(
         self,
@@ -146,7 +147,7 @@ class Contest:
         )  # fmt: skip
         decides = decides_baseline(entry, schedule=repr(entry.schedule), rate=rate)
         self._test(label, tasks, key, by_torch(make), decides)
-        self._timed[label] = (tasks[0], make)
+        self._timed[label], self._keys[label] = (tasks[0], make), key
         return rate
 
     def rule(
@@ -182,27 +183,25 @@ class Contest:
         if schedule == CONSTANT:
             self._test(trained.name, tasks, key, by_rule(trained), decides_rule(trained))
         else:
-            decides = decides_rule(trained, schedule=repr(schedule))
+            decides = decides_rule(trained, deployed=True, schedule=repr(schedule))
             self._test(trained.name, tasks, key, by_torch(deployed), decides)
         add_meta_training(self.records, key, trained)
         if meta_subspace:
             own, metric = replace(key, purpose="meta"), "meta_training_subspace_seconds"
             self.records.add(own, metric, [meta_subspace], seeds=[0], steps=[0])
-        self._timed[label] = (tasks[0], deployed)
+        self._timed[label], self._keys[label] = (tasks[0], deployed), key
 
     def finish(self) -> None:
         """Time the steps of all optimizers in turn, so that a slow moment hits all of them."""
         if self.timing_rounds and self._timed:
             self.say(f"{self.name}: timing steps")
             times = cost.seconds_in_turn(self._timed, rounds=self.timing_rounds)
-            task, _ = next(iter(self._timed.values()))
-            add_times(self.records, times, self._key(task))
+            add_times(self.records, times, self._keys)
 
     def before(self, seconds: float, labels: Iterable[str]) -> None:
         """Record what is spent before each training of these optimizers, on a subspace."""
         for label in labels:
-            task, _ = self._timed[label]
-            key = replace(self._key(task), purpose="cost", optimizer=label)
+            key = replace(self._keys[label], purpose="cost", tuned_for="")
             self.records.add(key, "subspace_seconds", [seconds], seeds=[0], steps=[0])
 
     def _one_or_one_each(self, tasks: Task | Sequence[Task]) -> list[Task]:

@@ -20,8 +20,15 @@ from torch import Tensor
 
 from stepsmith.evaluate import cost
 from stepsmith.evaluate.baselines import BASELINES, Baseline, baseline
-from stepsmith.evaluate.cache import Cache, decides_baseline, decides_optimizer, decides_rule
+from stepsmith.evaluate.cache import (
+    Cache,
+    decides_baseline,
+    decides_optimizer,
+    decides_rule,
+    together,
+)
 from stepsmith.evaluate.records import Key, Records
+from stepsmith.evaluate.schedules import Scheduled
 from stepsmith.evaluate.statistics import require_positive, summarise
 from stepsmith.evaluate.tuning import (
     CRITERIA,
@@ -139,6 +146,11 @@ def evaluate(
     wanted = Settings(**settings)
     named = _named_rules(rules)
     chosen = [b if isinstance(b, Baseline) else baseline(b) for b in baselines]
+    if scheduled := [entry.name for entry in chosen if isinstance(entry, Scheduled)]:
+        raise ValueError(
+            f"evaluate: {scheduled[0]!r} has a schedule, which only a Contest over epochs follows; "
+            "give a Baseline, or an optimizer that changes its own rate under `optimizers`"
+        )
     names = Counter([*named, *(entry.name for entry in chosen), *(optimizers or {})])
     if twice := [name for name, count in names.items() if count > 1]:
         raise ValueError(f"evaluate: two optimizers are called {twice[0]!r}; rename one")
@@ -154,6 +166,7 @@ def evaluate(
     kept = Cache.of(cache, task)
     result = Evaluation()
     timed: dict[str, cost.MakeOptimizer] = {}
+    keys: dict[str, Key] = {}
     for entry in chosen:
         say(f"{task.name}: tuning {entry.name}")
         tuned = _tuned_baseline(task, entry, key, wanted, result.records, kept)
@@ -162,6 +175,7 @@ def evaluate(
             say(f"{task.name}: {entry.name}'s best rate is still the edge of {tried} rates")
         result.tuned[entry.name] = tuned
         timed[entry.name] = _at_rate(entry, tuned.rates["mean"])
+        keys[entry.name] = replace(key, optimizer=entry.name, kind="baseline")
     for name, make in (optimizers or {}).items():
         say(f"{task.name}: {name}")
         given = make.keywords if isinstance(make, functools.partial) else {}
@@ -169,15 +183,17 @@ def evaluate(
             key, optimizer=name, kind="baseline", hyper_parameters=json.dumps(given, default=str)
         )  # fmt: skip
         _tested_optimizer(task, make, own, wanted, result.records, kept)
-        timed[name] = make
+        timed[name], keys[name] = make, own
     for name, trained in named.items():
         say(f"{task.name}: {name}")
-        _tested_rule(task, trained, learned_key(key, name, trained), wanted, result.records, kept)
-        add_meta_training(result.records, learned_key(key, name, trained), trained)
-        timed[name] = _deployed(trained)
+        own = learned_key(key, name, trained)
+        _tested_rule(task, trained, own, wanted, result.records, kept)
+        add_meta_training(result.records, own, trained)
+        timed[name], keys[name] = _deployed(trained), own
     if wanted.timing_rounds:
         say(f"{task.name}: timing steps")
-        add_costs(result.records, task, timed, key, wanted.timing_rounds)
+        times = cost.seconds_per_step(task, timed, rounds=wanted.timing_rounds)
+        add_times(result.records, times, keys)
     return result
 
 
@@ -222,18 +238,13 @@ def train(
     return np.concatenate(losses), metrics
 
 
-def add_costs(
-    records: Records, task: Task, timed: Mapping[str, cost.MakeOptimizer], key: Key, rounds: int
+def add_times(
+    records: Records, times: Mapping[str, Sequence[cost.StepTime]], keys: Mapping[str, Key]
 ) -> None:
-    """Time the step of each optimizer in turn and record it, one round a seed."""
-    add_times(records, cost.seconds_per_step(task, timed, rounds=rounds), key)
-
-
-def add_times(records: Records, times: Mapping[str, Sequence[cost.StepTime]], key: Key) -> None:
-    """Record what steps took, by optimizer, one round a seed."""
+    """Record what steps took, by optimizer, under the key of its measurements, one round a seed."""
     metrics = ("seconds_per_step", "gradient_seconds", "core_seconds_per_step")
     for name, rounds in times.items():
-        own = replace(key, purpose="cost", optimizer=name)
+        own = replace(keys[name], purpose="cost", tuned_for="")
         for metric, values in zip(metrics, zip(*rounds, strict=True), strict=True):
             records.add(own, metric, values, seeds=range(len(values)), steps=[0])
 
@@ -313,7 +324,8 @@ def _tested_rule(
         return found
 
     decides = decides_rule(
-        trained, steps=wanted.steps, seeds=wanted.seeds, protocol=key.protocol
+        trained, steps=wanted.steps, seeds=wanted.seeds, protocol=key.protocol,
+        **together(task, wanted.copies),
     )  # fmt: skip
     records.extend(
         cache.fetch(trained.name, decides, measure, lambda old: replace(key, purpose=old.purpose))
@@ -333,7 +345,10 @@ def _tested_optimizer(
         _test(task, key, by_torch(make), wanted, found)
         return found
 
-    decides = decides_optimizer(make, steps=wanted.steps, seeds=wanted.seeds, protocol=key.protocol)
+    decides = decides_optimizer(
+        make, steps=wanted.steps, seeds=wanted.seeds, protocol=key.protocol,
+        **together(task, wanted.copies),
+    )  # fmt: skip
     records.extend(
         cache.fetch(key.optimizer, decides, measure, lambda old: replace(key, purpose=old.purpose))
     )
@@ -366,6 +381,7 @@ def _tuned_baseline(
     decides = decides_baseline(
         entry, **grid, factor=FACTOR, widest=WIDEST, steps=wanted.steps, seeds=wanted.seeds,
         tuning_seeds=[seeds.start, seeds.stop], protocol=key.protocol,
+        **together(task, wanted.copies),
     )  # fmt: skip
     found = cache.fetch(
         entry.name, decides, measure,

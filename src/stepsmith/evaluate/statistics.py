@@ -5,8 +5,9 @@ Shape letters: S = seeds, T = steps, E = tests on the way, R = resamples.
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -79,12 +80,15 @@ def require_positive(task: str, losses_ST: np.ndarray) -> None:
     """Refuse initial losses by whose multiples no divergence can be told.
 
     Raises:
-        ValueError: one of them is zero or below.
+        ValueError: one of them is zero or below, or not finite.
     """
-    if (losses_ST[:, 0] <= 0).any():
+    initial_S = losses_ST[:, 0]
+    wrong_S = ~(np.isfinite(initial_S) & (initial_S > 0))
+    if wrong_S.any():
         raise ValueError(
-            f"{task}: has an initial loss of {losses_ST[:, 0].min():.3g}; losses must be above "
-            "zero at the start, of which runs that diverge count as ten times: add a constant"
+            f"{task}: has an initial loss of {initial_S[wrong_S][0]:.3g}; losses must be finite "
+            "and above zero at the start, of which runs that diverge count as ten times: look for "
+            "values in the data that are not finite, or add a constant"
         )
 
 
@@ -135,10 +139,15 @@ def smoothing(steps: int) -> int:
 
 def smoothed(curve_T: np.ndarray, width: int = SMOOTHING) -> np.ndarray:
     """Trailing means over `width` steps, along the last axis; shorter at the start."""
-    total = np.cumsum(curve_T, axis=-1)
-    counted = np.minimum(np.arange(1, curve_T.shape[-1] + 1), width)
-    total[..., width:] = total[..., width:] - total[..., :-width].copy()
-    return total / counted
+    steps = curve_T.shape[-1]
+    width = min(width, steps)
+    # Sums from the end: beside what a curve that falls by many magnitudes was at first, sums from
+    # the start would lose what it comes down to.
+    left = np.flip(np.cumsum(np.flip(curve_T, -1), axis=-1), -1)
+    whole = left[..., : steps - width + 1].copy()
+    whole[..., :-1] -= left[..., width:]
+    begun = np.cumsum(curve_T[..., : width - 1], axis=-1) / np.arange(1, width)
+    return np.concatenate([begun, whole / width], axis=-1)
 
 
 def first_reach(curve_T: np.ndarray, target: float) -> np.ndarray:
@@ -172,10 +181,21 @@ class _Run:
         penalty = PENALTY * self.losses_ST[:, 0] if metric == "test_loss" else 0.0
         return np.where(bad_S | ~np.isfinite(values_S), penalty, values_S)
 
-    def fills(self, metric: str) -> bool:
-        """Whether this run stands for its optimizer in a metric's table."""
-        wanted = _CRITERION.get(metric, "final")
-        return self.key.kind == "learned" or wanted in self.key.tuned_for.split(",")
+
+def standing(keys: Sequence[Key], criterion: str) -> list[bool]:
+    """Which runs of a panel stand for their optimizer by a criterion, `mean` or `final`.
+
+    Args:
+        keys: of the panel's runs, several of a baseline that was tuned for several criteria.
+        criterion: what is to be shown.
+
+    Returns:
+        For each key whether it does: of learned rules all, of a baseline the one tuned for the
+        criterion, and where none was, all.
+    """
+    fits = [key.kind == "learned" or criterion in key.tuned_for.split(",") for key in keys]
+    filled = {key.optimizer for key, fit in zip(keys, fits, strict=True) if fit}
+    return [fit or key.optimizer not in filled for key, fit in zip(keys, fits, strict=True)]
 
 
 def summarise(records: Records) -> list[dict[str, Any]]:
@@ -217,9 +237,8 @@ def _gather(records: Records, block: Block) -> _Run:
 
 
 def _metric_rows(runs: list[_Run], metric: str) -> list[Row]:
-    filled = {run.key.optimizer for run in runs if run.fills(metric)}
-    # A baseline tuned for one criterion alone stands in every metric's table.
-    runs = [run for run in runs if run.fills(metric) or run.key.optimizer not in filled]
+    stand = standing([run.key for run in runs], _CRITERION.get(metric, "final"))
+    runs = list(itertools.compress(runs, stand))
     baselines = [run for run in runs if run.key.kind == "baseline"]
     if metric == "seconds_per_step":
         return _cost_rows(runs, baselines)
@@ -352,25 +371,34 @@ def _reach_rows(runs: list[_Run], baselines: list[_Run], metric: str) -> list[Ro
     return rows
 
 
+def final_accuracies(records: Records, losses: Block) -> np.ndarray | None:
+    """(S,) test accuracies at the end of the runs a block of losses is of, as in a summary: 0 where
+    a run diverged; None where none were measured."""
+    run = _gather(records, losses)
+    return run.value("test_accuracy") if "test_accuracy" in run.test else None
+
+
 def stability(records: Records, task: str, protocol: str) -> list[dict[str, Any]]:
     """How much test accuracy still moves in the last third of a training.
 
     Args:
-        records: with `test_accuracy` of purpose `test`.
+        records: with `test_accuracy` and `train_loss` of purpose `test`.
         task, protocol: of the contest.
 
     Returns:
         For each optimizer that was tested at least `LEAST_TESTS` times in that third, steadiest
         first: `spread_of_each_seed`, the standard deviation in points about the line that fits its
         accuracies best (what it still gains is no unrest), their mean `spread`, and how many
-        `tests`.
+        `tests`. Seeds that diverged, at rest at the worst accuracy, are left out.
     """
+    about = {"purpose": "test", "task": task, "protocol": protocol}
+    losses = {block.key: block.values for block in records.select("train_loss", **about)}
     found = []
-    for block in records.select("test_accuracy", purpose="test", task=task, protocol=protocol):
-        late = block.steps > block.key.horizon * 2 / 3
-        if late.sum() < LEAST_TESTS:
+    for block in records.select("test_accuracy", **about):
+        late, alive_S = block.steps > block.key.horizon * 2 / 3, ~diverged(losses[block.key])
+        if late.sum() < LEAST_TESTS or not alive_S.any():
             continue
-        steps_E, values_SE = block.steps[late], 100 * block.values[:, late]
+        steps_E, values_SE = block.steps[late], 100 * block.values[alive_S][:, late]
         lines = np.polynomial.polynomial.polyfit(steps_E, values_SE.T, 1)
         left_SE = values_SE - np.polynomial.polynomial.polyval(steps_E, lines)
         spread_S = np.sqrt(np.square(left_SE).sum(1) / (late.sum() - 2))

@@ -6,6 +6,7 @@ import shlex
 from pathlib import Path
 from typing import Annotated
 
+import torch
 import typer
 from rich.console import Console
 from rich.table import Table
@@ -67,6 +68,8 @@ def run_command(
     if len(asked) > 1:
         raise ValueError("recipe run: give one of --quick, --hundred and --small")
     chosen = recipe(name)
+    if torch.device(device).type == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f"recipe run: --device {device}: this PyTorch sees no GPU; use cpu")
     scale = SCALES[asked[0] if asked else "full"]
     # What decides the results, whatever folders this machine has.
     flags = [f"--{key}" for key in asked]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import logging
 from collections.abc import Callable, Iterable, Mapping
@@ -12,7 +13,7 @@ from typing import Any
 
 from filelock import FileLock
 
-from stepsmith.evaluate import BASELINES, Baseline, Evaluation, Records, evaluate
+from stepsmith.evaluate import BASELINES, Baseline, Evaluation, Key, Records, evaluate
 from stepsmith.hub import TrainedRule, load
 from stepsmith.meta import meta_train, train_curriculum
 from stepsmith.report import verdicts, write_results
@@ -256,13 +257,17 @@ def core_hours(records: Records) -> dict[str, float]:
     wherever they were spent: what a recipe costs from nothing. A rule that others went on from
     counts once."""
     tests = sum(float(block.values.sum()) for block in records.select("core_seconds"))
-    meta = {
-        block.key.checkpoint: float(block.values.sum())
-        for block in records.select("meta_training_core_seconds")
-    }
+    parents: dict[Key, dict[str, float]] = {}
     for block in records.select("parent_core_seconds"):
-        if block.key.checkpoint in meta:
-            meta[block.key.checkpoint] = 0.0
+        found = parents.setdefault(replace(block.key, checkpoint=""), {})
+        found[block.key.checkpoint] = float(block.values.sum())
+    meta: dict[str, float] = {}
+    for block in records.select("meta_training_core_seconds"):
+        whole = {block.key.checkpoint: float(block.values.sum())}
+        whole |= parents.get(replace(block.key, checkpoint=""), {})
+        chain = sorted(whole.items(), key=lambda entry: -entry[1])  # each holds those after it
+        for (checkpoint, seconds), (_, before) in itertools.pairwise([*chain, ("", 0.0)]):
+            meta[checkpoint] = seconds - before
     return {
         "comparisons": round(tests / 3600, 3),
         "meta_training": round(sum(meta.values()) / 3600, 3),

@@ -5,7 +5,8 @@ Shape letters: S = seeds, T = steps.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import itertools
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +18,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
 
 from stepsmith.evaluate.records import Block, Records
-from stepsmith.evaluate.statistics import diverged, score, smoothed, smoothing
+from stepsmith.evaluate.statistics import diverged, score, smoothed, smoothing, standing
 from stepsmith.report.style import STYLE, colours, dashes, figure_of
 
 LINEAR = 200
@@ -78,15 +79,11 @@ def panel_files(records: Records) -> dict[Panel, str]:
 
 def shown(records: Records, panel: Panel, criterion: str = "mean") -> list[Block]:
     """Test losses of a panel: learned rules, and baselines as tuned for the criterion."""
-    blocks = panel.select(records, "train_loss", "test")
-    wanted = {b.key.optimizer for b in blocks if criterion in b.key.tuned_for.split(",")}
-    return [
-        block
-        for block in blocks
-        if block.key.kind == "learned"
-        or criterion in block.key.tuned_for.split(",")
-        or block.key.optimizer not in wanted
-    ]
+    return _standing(panel.select(records, "train_loss", "test"), criterion)
+
+
+def _standing(blocks: Sequence[Block], criterion: str) -> list[Block]:
+    return list(itertools.compress(blocks, standing([b.key for b in blocks], criterion)))
 
 
 def _plain_minor(value: float, _: int) -> str:
@@ -166,15 +163,11 @@ def loss_curves(records: Records, panel: Panel) -> Figure:
 
 def accuracies(records: Records, panel: Panel) -> Figure | None:
     """Test accuracy after the last step, a dot a seed and the mean; None where not measured."""
-    blocks = [
-        block
-        for block in panel.select(records, "test_accuracy", "test")
-        if not block.key.tuned_for or "final" in block.key.tuned_for.split(",")
-    ]
+    blocks = _standing(panel.select(records, "test_accuracy", "test"), "final")
     if not blocks:
         return None
     palette = colours((b.key.optimizer, b.key.kind) for b in blocks)
-    blocks.sort(key=lambda block: float(np.nanmean(block.values)))
+    blocks.sort(key=lambda block: float(np.nanmean(block.values[:, -1])))
     with mpl.rc_context(STYLE):
         figure, axes = figure_of(height=0.9 + 0.36 * len(blocks))
         for place, block in enumerate(blocks):

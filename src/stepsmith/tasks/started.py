@@ -25,7 +25,7 @@ class StartedTask(WrappedTask):
     """
 
     def __init__(self, task: Task, params: Params, buffers: Buffers | None = None):
-        own, _ = task.init(torch.Generator().manual_seed(0))
+        own, fresh = task.init(torch.Generator().manual_seed(0))
         shapes = [{k: tuple(v.shape) for k, v in part.items()} for part in (own, params)]
         if shapes[0] != shapes[1]:
             wrong = sorted(shapes[0].items() ^ shapes[1].items())[0]
@@ -34,11 +34,17 @@ class StartedTask(WrappedTask):
             )
         super().__init__(task)
         self._params, self._buffers = params, buffers or {}
+        self._moved = {
+            name: value
+            for name, value in self._buffers.items()
+            if name in fresh and not torch.equal(value.to(fresh[name]), fresh[name])
+        }
 
     @property
     def details(self) -> dict[str, Any]:
-        """The other task's, and which start."""
-        return {**self.task.details, "start": fingerprint(self._params)}
+        """The other task's, and which start: its parameters, and the buffers not as they begin."""
+        moved = {"start_buffers": fingerprint(self._moved)} if self._moved else {}
+        return {**self.task.details, "start": fingerprint(self._params), **moved}
 
     def init(self, generator: torch.Generator) -> tuple[Params, Buffers]:
         """The saved start; the task's own is drawn too, so that a seed's batches are as there."""

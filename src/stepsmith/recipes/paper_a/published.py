@@ -10,6 +10,7 @@ Source: Daduryan, "Transferring Learned Optimizers", and its public code.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -18,7 +19,7 @@ import torch.nn.functional as F
 
 from stepsmith.evaluate import Key
 from stepsmith.evaluate.cost import MakeOptimizer, seconds_in_turn
-from stepsmith.evaluate.run import add_times
+from stepsmith.evaluate.run import add_times, learned_key
 from stepsmith.hub import TrainedRule
 from stepsmith.optim import LearnedOptimizer
 from stepsmith.tasks import ModuleTask, Task, load_images
@@ -116,15 +117,17 @@ def compare(
     if not timing:
         return
     study.say(f"{name}: timing steps")
-    placed: dict[str, tuple[Task, MakeOptimizer]] = {
-        opt: (by_hand, make) for opt, make in optimizers.items()
-    }
-    for named, made in by_rules:
-        for label, trained in named.items():
-            placed[label] = (made, partial(LearnedOptimizer, rule=trained))
     key = Key(
         recipe=study.recipe, scale=study.scale.name, protocol=PROTOCOL, task=name,
         network=by_hand.network_name, data=by_hand.data_name, horizon=study.scale.first.steps,
     )  # fmt: skip
+    placed: dict[str, tuple[Task, MakeOptimizer]] = {
+        opt: (by_hand, make) for opt, make in optimizers.items()
+    }
+    keys = {opt: replace(key, optimizer=opt, kind="baseline") for opt in optimizers}
+    for named, made in by_rules:
+        for label, trained in named.items():
+            placed[label] = (made, partial(LearnedOptimizer, rule=trained))
+            keys[label] = learned_key(key, label, trained)
     times = seconds_in_turn(placed, rounds=study.scale.timing_rounds)
-    add_times(study.records, times, key)
+    add_times(study.records, times, keys)

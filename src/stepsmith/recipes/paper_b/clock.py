@@ -12,7 +12,13 @@ import numpy as np
 
 from stepsmith.evaluate import Records
 from stepsmith.evaluate.records import Block
-from stepsmith.evaluate.statistics import first_reach, last_tenth, penalised, score
+from stepsmith.evaluate.statistics import (
+    final_accuracies,
+    first_reach,
+    last_tenth,
+    penalised,
+    score,
+)
 
 CLOSE = 1.02
 """Times a final loss: where training has come as low as its space goes, batches of other examples
@@ -60,11 +66,7 @@ def speed(
     ]
     steps = own_ST.shape[1]
     half_T = own_ST.mean(0)[max(0, steps // 2 - last_tenth(steps)) : max(1, steps // 2)]
-    accuracy_S = {
-        block.key.optimizer: 100 * block.values[:, -1]
-        for block in records.select("test_accuracy", purpose="test", task=task, protocol=protocol)
-    }
-    points_S = accuracy_S[rule] - accuracy_S[best] if accuracy_S else None
+    points_S = _points(records, found[rule], found[best])
     return {
         "task": task, "protocol": protocol, "rule": rule, "against": best,
         "final_loss": target, "steps": _finite(reach), "baseline_steps": _finite(base),
@@ -95,19 +97,12 @@ def outlasting(
         length, first meets the other's final loss, None where it never does; the difference of test
         accuracies in points.
     """
-    own_ST = penalised(curves(records, task, protocol)[optimizer].values)
-    other_ST = penalised(curves(records, shorter, protocol)[other].values)
+    found = curves(records, task, protocol)[optimizer]
+    base = curves(records, shorter, protocol)[other]
+    own_ST, other_ST = penalised(found.values), penalised(base.values)
     finals_S, targets_S = score(own_ST, "final"), score(other_ST, "final")
     target = float(targets_S.mean())
-    accuracy, base = (
-        [
-            100 * float(block.values[:, -1].mean())
-            for block in records.select(
-                "test_accuracy", purpose="test", task=name, protocol=protocol, optimizer=label
-            )
-        ]
-        for name, label in ((task, optimizer), (shorter, other))
-    )
+    points_S = _points(records, found, base)
     return {
         "task": task, "protocol": protocol, "optimizer": optimizer, "steps": own_ST.shape[1],
         "against": other, "steps_of_that": other_ST.shape[1],
@@ -115,7 +110,7 @@ def outlasting(
         "ratio": float(finals_S.mean()) / target,
         "ratio_of_each_seed": (finals_S / targets_S).tolist(),
         "met": _finite(float(first_reach(own_ST.mean(0), target))),
-        "points_of_accuracy": accuracy[0] - base[0] if accuracy and base else None,
+        "points_of_accuracy": None if points_S is None else float(points_S.mean()),
     }  # fmt: skip
 
 
@@ -202,6 +197,12 @@ def _meta_seconds(records: Records, task: str, protocol: str, optimizer: str) ->
         for metric in ("meta_training_seconds", "meta_training_subspace_seconds")
         for block in records.select(metric, **about)
     )
+
+
+def _points(records: Records, one: Block, other: Block) -> np.ndarray | None:
+    """(S,) by how many points of test accuracy runs end above others of the same seeds."""
+    one_S, other_S = (final_accuracies(records, block) for block in (one, other))
+    return None if one_S is None or other_S is None else 100 * (one_S - other_S)
 
 
 def _finite(value: float) -> float | None:

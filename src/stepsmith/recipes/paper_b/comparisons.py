@@ -14,7 +14,7 @@ from typing import Any
 from stepsmith.evaluate import Records
 from stepsmith.evaluate.epochs import Contest
 from stepsmith.evaluate.schedules import Scheduled
-from stepsmith.evaluate.statistics import stability
+from stepsmith.evaluate.statistics import final_accuracies, stability
 from stepsmith.hub import TrainedRule
 from stepsmith.recipes.paper_b.clock import (
     clock,
@@ -185,14 +185,11 @@ def tell(study: Study, held: Contest, here: Place, within: Iterable[str]) -> Non
         within: rules of the subspace.
     """
     seconds = basis_seconds(held, here)
-    still = {*map(to_half, within), *HALVED}  # nothing moves in the last half of their training
-    subspace = {*within, *SUBSPACE, *still}
+    subspace = {*within, *map(to_half, within), *SUBSPACE, *HALVED}
     for protocol in dict.fromkeys(block.key.protocol for block in study.records.select(
             "train_loss", purpose="test", task=held.name)):  # fmt: skip
         about = (study.records, held.name, protocol)
-        study.findings.setdefault("stability", []).extend(
-            row for row in stability(*about) if row["optimizer"] not in still
-        )
+        study.findings.setdefault("stability", []).extend(stability(*about))
         study.findings.setdefault("clock", []).extend(
             clock(*about, basis_seconds=seconds, subspace=subspace)
         )
@@ -290,15 +287,18 @@ def architecture_transfer(study: Study) -> None:
 
 def accuracies(records: Records) -> list[dict[str, Any]]:
     """Test accuracy after the last epoch, in %, of all optimizers on all tasks: mean and range."""
-    return [
-        {
-            "task": block.key.task, "protocol": block.key.protocol,
-            "optimizer": block.key.optimizer, "mean": 100 * float(block.values[:, -1].mean()),
-            "low": 100 * float(block.values[:, -1].min()),
-            "high": 100 * float(block.values[:, -1].max()),
-        }
-        for block in records.select("test_accuracy", purpose="test")
-    ]  # fmt: skip
+    rows = []
+    for block in records.select("train_loss", purpose="test"):
+        end_S = final_accuracies(records, block)
+        if end_S is not None:
+            mean, low, high = (100 * float(x) for x in (end_S.mean(), end_S.min(), end_S.max()))
+            rows.append(
+                {
+                    "task": block.key.task, "protocol": block.key.protocol,
+                    "optimizer": block.key.optimizer, "mean": mean, "low": low, "high": high,
+                }
+            )  # fmt: skip
+    return rows
 
 
 def versus_dm(study: Study) -> None:
