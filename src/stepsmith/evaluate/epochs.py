@@ -263,7 +263,7 @@ class Contest:
     ) -> None:
         """Train and keep it, as many seeds at once as run at once: what is interrupted loses one
         training."""
-        self.say(f"{self.name}: {label}")
+        self.say(f"{self.name}: {key.optimizer}")
         at_once = self.copies if len(tasks) == 1 else 1
         parts = []
         for start in range(0, len(self.seeds), at_once):
