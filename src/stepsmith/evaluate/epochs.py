@@ -28,6 +28,7 @@ from stepsmith.evaluate.run import (
     add_times,
     by_rule,
     by_torch,
+    cost_key,
     learned_key,
 )
 from stepsmith.evaluate.schedules import Schedule, Scheduled, scheduled
@@ -201,7 +202,7 @@ class Contest:
     def before(self, seconds: float, labels: Iterable[str]) -> None:
         """Record what is spent before each training of these optimizers, on a subspace."""
         for label in labels:
-            key = replace(self._keys[label], purpose="cost", tuned_for="")
+            key = cost_key(self._keys[label])
             self.records.add(key, "subspace_seconds", [seconds], seeds=[0], steps=[0])
 
     def _one_or_one_each(self, tasks: Task | Sequence[Task]) -> list[Task]:

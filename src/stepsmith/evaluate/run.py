@@ -189,7 +189,7 @@ def evaluate(
         own = learned_key(key, name, trained)
         _tested_rule(task, trained, own, wanted, result.records, kept)
         add_meta_training(result.records, own, trained)
-        timed[name], keys[name] = _deployed(trained), own
+        timed[name], keys[name] = functools.partial(LearnedOptimizer, rule=trained), own
     if wanted.timing_rounds:
         say(f"{task.name}: timing steps")
         times = cost.seconds_per_step(task, timed, rounds=wanted.timing_rounds)
@@ -238,13 +238,18 @@ def train(
     return np.concatenate(losses), metrics
 
 
+def cost_key(key: Key) -> Key:
+    """Of what an optimizer costs, whatever it was tuned for, from the key of its measurements."""
+    return replace(key, purpose="cost", tuned_for="")
+
+
 def add_times(
     records: Records, times: Mapping[str, Sequence[cost.StepTime]], keys: Mapping[str, Key]
 ) -> None:
     """Record what steps took, by optimizer, under the key of its measurements, one round a seed."""
     metrics = ("seconds_per_step", "gradient_seconds", "core_seconds_per_step")
     for name, rounds in times.items():
-        own = replace(keys[name], purpose="cost", tuned_for="")
+        own = cost_key(keys[name])
         for metric, values in zip(metrics, zip(*rounds, strict=True), strict=True):
             records.add(own, metric, values, seeds=range(len(values)), steps=[0])
 
@@ -289,10 +294,6 @@ def by_rule(trained: TrainedRule) -> MakeStepper:
 def by_torch(make: cost.MakeOptimizer) -> MakeStepper:
     """What makes a `torch.optim` optimizer's stepper for some copies."""
     return lambda group: TorchStepper(make, group.theta, group.layout)
-
-
-def _deployed(trained: TrainedRule) -> cost.MakeOptimizer:
-    return lambda params: LearnedOptimizer(params, trained)
 
 
 def _at_rate(entry: Baseline, rate: float) -> cost.MakeOptimizer:

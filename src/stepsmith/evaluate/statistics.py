@@ -5,11 +5,10 @@ Shape letters: S = seeds, T = steps, E = tests on the way, R = resamples.
 
 from __future__ import annotations
 
-import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
@@ -182,20 +181,31 @@ class _Run:
         return np.where(bad_S | ~np.isfinite(values_S), penalty, values_S)
 
 
-def standing(keys: Sequence[Key], criterion: str) -> list[bool]:
-    """Which runs of a panel stand for their optimizer by a criterion, `mean` or `final`.
+class _Keyed(Protocol):
+    @property
+    def key(self) -> Key: ...
+
+
+AnyRun = TypeVar("AnyRun", bound=_Keyed)
+
+
+def standing(runs: Iterable[AnyRun], criterion: str) -> list[AnyRun]:
+    """Those runs of a panel that stand for their optimizer by a criterion, `mean` or `final`.
 
     Args:
-        keys: of the panel's runs, several of a baseline that was tuned for several criteria.
+        runs: what has a `key`; several of a baseline that was tuned for several criteria.
         criterion: what is to be shown.
 
     Returns:
-        For each key whether it does: of learned rules all, of a baseline the one tuned for the
-        criterion, and where none was, all.
+        Of learned rules all; of a baseline those tuned for the criterion, and where none was, all.
     """
-    fits = [key.kind == "learned" or criterion in key.tuned_for.split(",") for key in keys]
-    filled = {key.optimizer for key, fit in zip(keys, fits, strict=True) if fit}
-    return [fit or key.optimizer not in filled for key, fit in zip(keys, fits, strict=True)]
+    runs = list(runs)
+
+    def fits(key: Key) -> bool:
+        return key.kind == "learned" or criterion in key.tuned_for.split(",")
+
+    filled = {run.key.optimizer for run in runs if fits(run.key)}
+    return [run for run in runs if fits(run.key) or run.key.optimizer not in filled]
 
 
 def summarise(records: Records) -> list[dict[str, Any]]:
@@ -237,8 +247,7 @@ def _gather(records: Records, block: Block) -> _Run:
 
 
 def _metric_rows(runs: list[_Run], metric: str) -> list[Row]:
-    stand = standing([run.key for run in runs], _CRITERION.get(metric, "final"))
-    runs = list(itertools.compress(runs, stand))
+    runs = standing(runs, _CRITERION.get(metric, "final"))
     baselines = [run for run in runs if run.key.kind == "baseline"]
     if metric == "seconds_per_step":
         return _cost_rows(runs, baselines)

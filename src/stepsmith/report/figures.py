@@ -5,8 +5,7 @@ Shape letters: S = seeds, T = steps.
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -79,11 +78,7 @@ def panel_files(records: Records) -> dict[Panel, str]:
 
 def shown(records: Records, panel: Panel, criterion: str = "mean") -> list[Block]:
     """Test losses of a panel: learned rules, and baselines as tuned for the criterion."""
-    return _standing(panel.select(records, "train_loss", "test"), criterion)
-
-
-def _standing(blocks: Sequence[Block], criterion: str) -> list[Block]:
-    return list(itertools.compress(blocks, standing([b.key for b in blocks], criterion)))
+    return standing(panel.select(records, "train_loss", "test"), criterion)
 
 
 def _plain_minor(value: float, _: int) -> str:
@@ -163,7 +158,7 @@ def loss_curves(records: Records, panel: Panel) -> Figure:
 
 def accuracies(records: Records, panel: Panel) -> Figure | None:
     """Test accuracy after the last step, a dot a seed and the mean; None where not measured."""
-    blocks = _standing(panel.select(records, "test_accuracy", "test"), "final")
+    blocks = standing(panel.select(records, "test_accuracy", "test"), "final")
     if not blocks:
         return None
     palette = colours((b.key.optimizer, b.key.kind) for b in blocks)
