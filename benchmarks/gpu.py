@@ -13,12 +13,18 @@ Each stage writes OUT/STAGE.json and is passed over where that exists; `report` 
 - `vit`: a parameter set of ViT-B's shapes (86 M) through `LearnedOptimizer`, eager and as a CUDA
   graph;
 - `replay`: the sampled replay against an autograd loop;
-- `meta`: inner steps per second of meta-training, MLP and ConvNet, by copies.
+- `meta`: inner steps per second of meta-training, MLP and ConvNet, by copies;
+- `networks`: training steps of ResNet-20 and ResNet-18 at batch 128, gradients captured in a CUDA
+  graph and not, in full space and in a subspace of 40;
+- `full_space`: meta-training on all 11 million parameters of ResNet-18 on CIFAR-10 (the smaller
+  JPEG copy of it, a folder `cifar10_jpeg` below STEPSMITH_DATA_DIR): memory, rate, and what the
+  rule has learned.
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import statistics
 import time
@@ -29,12 +35,15 @@ from typing import Any
 import torch
 
 from benchmarks.common import one_of, report, row
-from stepsmith import LearnedOptimizer, TrainedRule, kernels, make_task
+from stepsmith import LearnedOptimizer, TrainedRule, kernels, make_task, meta_train
+from stepsmith.machine import peak_memory, start_peak
 from stepsmith.meta import adjoint_window
-from stepsmith.rules import joined, l2o_dm, rnnprop
+from stepsmith.rules import joined, l2o_dm, make_rule, rnnprop
 from stepsmith.rules.lstm import LSTMRule
+from stepsmith.subspace import random
+from stepsmith.tasks import SubspaceTask, Task
 from stepsmith.testing import fresh_weights
-from stepsmith.unroll import Copies, RuleStepper
+from stepsmith.unroll import Copies, RuleStepper, TorchStepper, roll
 
 RULES: dict[str, LSTMRule] = {
     "LSTM 8": rnnprop(), "LSTM 8 joined": joined(scaling="absolute"),
@@ -229,7 +238,153 @@ def meta() -> list[dict[str, Any]]:
     return rows
 
 
-STAGES = {"correct": correct, "step": step, "vit": vit, "replay": replay, "meta": meta}
+def networks() -> list[dict[str, Any]]:
+    rows = []
+    for name in ("resnet20", "resnet18"):
+        task = image_task(f"{name}-fashion_mnist@rgb32@crop@flip@standardised", "sample")
+        params, _ = task.init(torch.Generator().manual_seed(0))
+        basis = random(params, 40, generator=torch.Generator().manual_seed(0))
+        agree(task, name, rows)
+        base, plain = f"{name}, batch {BATCH}, full space, SGD", {}
+        for place, where in (("full space", task), ("subspace of 40", SubspaceTask(task, basis))):
+            for way in ("captured", "eager"):
+                where.capturable = way == "captured"
+                for stepper_name, make in STEPPERS.items():
+                    rate = step_seconds(where, make)
+                    plain[place, way, stepper_name] = rate
+        against = plain["full space", "captured", "SGD"]
+        for (place, way, stepper_name), took in plain.items():
+            what = f"{name}, batch {BATCH}, {place}, {stepper_name}"
+            what += "" if way == "captured" else ", not captured"
+            rows.append(row(what, took * 1e3, "ms", base, took / against))
+        task.capturable = True
+        for what, took in variants(task).items():
+            full = f"{name}, batch {BATCH}, full space, SGD, {what}"
+            rows.append(row(full, took * 1e3, "ms", base, took / against))
+    return rows
+
+
+BATCH = 128
+
+
+def image_task(name: str, source: str) -> Task:
+    return make_task(name, source=source, batch_size=BATCH, device=device())
+
+
+def by_sgd(copies: Copies) -> TorchStepper:
+    make = functools.partial(torch.optim.SGD, lr=0.1)
+    return TorchStepper(make, copies.theta, copies.layout)
+
+
+def by_sl2o(copies: Copies) -> RuleStepper:
+    rule = rnnprop(step_scale=1e-3, faithful=True)
+    return RuleStepper(rule, fresh_weights(rule), copies.theta, copies.layout)
+
+
+STEPPERS: dict[str, Callable[[Copies], Any]] = {"SGD": by_sgd, "LSTM 8": by_sl2o}
+
+
+def step_seconds(task: Task, make: Callable[[Copies], Any], rounds: int = 5) -> float:
+    """Of a whole training step, batch drawn and augmented; the median of rounds of 40 steps."""
+    copies = Copies(task, [0])
+    run = make(copies)
+    roll(copies, run, 10)
+    times = []
+    for _ in range(rounds):
+        torch.cuda.synchronize()
+        begun = time.perf_counter()
+        roll(copies, run, 40)
+        torch.cuda.synchronize()
+        times.append((time.perf_counter() - begun) / 40)
+    return statistics.median(times)
+
+
+def agree(task: Task, name: str, rows: list[dict[str, Any]]) -> None:
+    """A captured gradient is the gradient."""
+    errors = []
+    both = []
+    for captured in (True, False):
+        task.capturable = captured
+        both.append(Copies(task, [0]))
+    task.capturable = True
+    for _ in range(3):
+        batch = both[0].batches("train")
+        (loss, grad), (loss_2, grad_2) = (copies.gradients(batch) for copies in both)
+        errors += [float((grad - grad_2).norm() / grad_2.norm()), float((loss - loss_2).abs())]
+        for copies in both:
+            copies.theta -= 0.1 * grad_2
+        for key, value in both[0].buffers.items():
+            other = both[1].buffers[key]
+            assert torch.allclose(value.double(), other.double(), rtol=1e-2, atol=1e-3), key
+    assert max(errors) < 2e-2, (name, errors)
+    rows.append(row(f"{name}, captured gradient: largest error", max(errors), "relative"))
+
+
+def variants(task: Task) -> dict[str, float]:
+    """Choices that are not made for users: how much they would bring."""
+    found = {}
+    torch.backends.cudnn.benchmark = True
+    found["kernels chosen by trial"] = step_seconds(task, by_sgd)
+    torch.backends.cudnn.benchmark = False
+    torch.backends.cudnn.allow_tf32 = False
+    found["no TF32"] = step_seconds(task, by_sgd)
+    torch.backends.cudnn.allow_tf32 = True
+    return found
+
+
+HORIZON = 200
+
+
+def full_space(seconds_of_learning: float = 60.0) -> list[dict[str, Any]]:
+    task = image_task("resnet18-cifar10_jpeg@crop@flip@standardised", "auto")
+    rule = make_rule("joined")
+    start = rule.init(torch.Generator().manual_seed(0))
+    name = "ResNet-18, 11.17 M parameters, batch 128"
+    rows = []
+
+    def runner(copies: Copies, weights: Any = start) -> RuleStepper:
+        return RuleStepper(rule, weights, copies.theta, copies.layout)
+
+    before = start_peak(device())
+    copies = Copies(task, [0])
+    roll(copies, runner(copies), 20)
+    deployed = peak_memory(device()) - before
+    rows.append(row(f"{name}: memory of deployment", deployed / 2**20, "MiB"))
+    del copies
+    before = start_peak(device())
+    trained = meta_train(
+        task, rule, seconds=seconds_of_learning, horizon=HORIZON, window=50, copies=1,
+        samples=400_000, validations=3, validation_copies=1, lr=0.01, loss="mean",
+    )  # fmt: skip
+    learned = peak_memory(device()) - before
+    base = f"{name}: memory of deployment"
+    ratio = learned / deployed
+    rows.append(row(f"{name}: memory of meta-training", learned / 2**20, "MiB", base, ratio))
+    told = trained.manifest
+    rows.append(row(f"{name}: meta-training, inner steps", told["inner_steps"], "steps"))
+    rows.append(row(f"{name}: meta-training, validations included", told["seconds"], "s"))
+    runs: dict[str, Callable[[Copies], Any]] = {
+        "meta-trained rule": lambda c: runner(c, trained.weights),
+        "the rule as it was drawn": runner,
+    }
+    for lr in (3e-4, 1e-3, 3e-3):
+        make = functools.partial(torch.optim.AdamW, lr=lr)
+        runs[f"AdamW at {lr:g}"] = lambda c, make=make: TorchStepper(make, c.theta, c.layout)
+    for label, make in runs.items():
+        for steps in (HORIZON, 2 * HORIZON):
+            losses = []
+            for seed in (0, 1):
+                copies = Copies(task, [seed])
+                losses.append(roll(copies, make(copies), steps)[-steps // 10 :].mean().item())
+            what = f"{name}: loss of the last tenth of {steps} steps, {label}"
+            rows.append(row(what, statistics.mean(losses), "nats"))
+    return rows
+
+
+STAGES = {
+    "correct": correct, "step": step, "networks": networks, "vit": vit, "replay": replay,
+    "meta": meta, "full_space": full_space,
+}  # fmt: skip
 
 
 def main() -> None:

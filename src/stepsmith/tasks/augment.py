@@ -16,6 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from stepsmith.tasks.base import onto
+
 Change = Callable[[Tensor, Sequence[torch.Generator]], Tensor]
 
 
@@ -32,7 +34,7 @@ def shift(images: Tensor, generators: Sequence[torch.Generator], pixels: int = 2
         torch.randint(-pixels, pixels + 1, (images.shape[1], 2), generator=g, device=g.device)
         for g in generators
     ]
-    moves_CB2 = torch.stack(moves).to(images.device)
+    moves_CB2 = onto(torch.stack(moves), images.device)
 
     def places(size: int, axis: int) -> Tensor:
         line = torch.arange(size, device=images.device)
@@ -54,7 +56,7 @@ def rotate(images: Tensor, generators: Sequence[torch.Generator], degrees: float
     """
     high, wide = images.shape[-2:]
     drawn = [torch.rand(images.shape[1], generator=g, device=g.device) for g in generators]
-    angle_N = (2 * torch.stack(drawn).to(images.device).reshape(-1) - 1) * math.radians(degrees)
+    angle_N = (2 * onto(torch.stack(drawn), images.device).reshape(-1) - 1) * math.radians(degrees)
     cos_N, sin_N = angle_N.cos(), angle_N.sin()
     zero_N = torch.zeros_like(angle_N)
     # Grid coordinates run from -1 to 1 along both sides, whatever their lengths.
@@ -104,7 +106,7 @@ def crop(images: Tensor, generators: Sequence[torch.Generator], padding: int = 4
         torch.randint(2 * padding + 1, (images.shape[1], 2), generator=g, device=g.device)
         for g in generators
     ]
-    top_N, left_N = torch.stack(places).to(images.device).view(-1, 2).unbind(1)
+    top_N, left_N = onto(torch.stack(places), images.device).view(-1, 2).unbind(1)
     padded = F.pad(images.flatten(0, 1), (padding,) * 4)
     # (N, places down, places right, K, H, W), all of it views of the one padded tensor.
     cuts = padded.unfold(2, high, 1).unfold(3, wide, 1).movedim(1, 3)
@@ -119,7 +121,7 @@ def flip(images: Tensor, generators: Sequence[torch.Generator]) -> Tensor:
         generators: C of them.
     """
     drawn = [torch.rand(images.shape[1], generator=g, device=g.device) < 0.5 for g in generators]
-    flipped_CB = torch.stack(drawn).to(images.device)
+    flipped_CB = onto(torch.stack(drawn), images.device)
     return torch.where(flipped_CB[:, :, None, None, None], images.flip(-1), images)
 
 

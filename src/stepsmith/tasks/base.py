@@ -34,12 +34,16 @@ class Task(ABC):
             `"threads"` runs them side by side, one thread each (`loss` must then be thread-safe).
             None is always fastest: convolutions with a weight per copy are slow on CPUs, and small
             ones gain nothing from a second thread.
+        capturable: whether `loss` in training mode runs the same kernels whatever the numbers,
+            looks at none of them on the host and draws no random ones, so that a CUDA graph can
+            replay it, with its gradient.
     """
 
     name: str
     device: torch.device = torch.device("cpu")
     has_test: bool = True
     stacking: Stacking = "vmap"
+    capturable: bool = False
 
     @abstractmethod
     def init(self, generator: torch.Generator) -> tuple[Params, Buffers]:
@@ -113,6 +117,14 @@ class Task(ABC):
         from stepsmith.tasks.module import ModuleTask
 
         return ModuleTask(make_module, loss, data, **options)
+
+
+def onto(drawn: Tensor, device: torch.device) -> Tensor:
+    """Bring what a generator drew on the CPU to a device, without waiting for the device to have
+    done what it was given before."""
+    if device.type == "cuda" and drawn.device.type == "cpu":
+        return drawn.pin_memory().to(device, non_blocking=True)
+    return drawn.to(device)
 
 
 def check_split(split: str) -> str:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from stepsmith.tasks.base import Batch, check_split
+from stepsmith.tasks.base import Batch, check_split, onto
 from stepsmith.tasks.datasets import ImageSet
 from stepsmith.tasks.standardise import Standardise
 
@@ -77,9 +77,8 @@ class ArrayData:
         count = len(inputs)
         held = -(-count // HELD_OUT)
         span = {"meta_train": count - held, "meta_valid": held}.get(split, count)
-        index = torch.stack(
-            [torch.randint(span, (size,), generator=g, device=g.device) for g in generators]
-        ).to(inputs.device)
+        chosen = [torch.randint(span, (size,), generator=g, device=g.device) for g in generators]
+        index = onto(torch.stack(chosen), inputs.device)
         if split == "meta_valid":
             index = index * HELD_OUT
         elif split == "meta_train" and count > 1:

@@ -55,6 +55,7 @@ class ImageTask(ModuleTask):
             name=f"{network}-{images.name}",
             **options,
         )
+        self.capturable = not self._random
 
     @property
     def network_name(self) -> str:

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from stepsmith.names import unknown
-from stepsmith.tasks.base import Batch, Stacking
+from stepsmith.tasks.base import Batch, Stacking, onto
 from stepsmith.tasks.data import ArrayData
 from stepsmith.tasks.module import IGNORED, ModuleTask
 from stepsmith.tasks.text_data import TextSet, load_text
@@ -225,7 +225,7 @@ def mask(
         for g in generators
     ]
     order_CBL, fate_CBK, other_CBK = (
-        torch.stack(part).to(device) for part in zip(*drawn, strict=True)
+        onto(torch.stack(part), device) for part in zip(*drawn, strict=True)
     )
     place_L = torch.arange(length, device=device)
     inside_CBL = (place_L > 0) & (place_L <= counts_CB.unsqueeze(-1))

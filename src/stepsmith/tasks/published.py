@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from stepsmith.tasks.base import Batch, check_split
+from stepsmith.tasks.base import Batch, check_split, onto
 from stepsmith.tasks.data import ArrayData, as_data
 from stepsmith.tasks.datasets import ImageSet
 
@@ -66,9 +66,8 @@ class PublishedHalves(ArrayData):
         assert self.test is not None
         inputs, targets = self.test
         while True:
-            order_CM = torch.stack(
-                [torch.randperm(len(inputs), generator=g, device=g.device) for g in generators]
-            ).to(inputs.device)
+            drawn = [torch.randperm(len(inputs), generator=g, device=g.device) for g in generators]
+            order_CM = onto(torch.stack(drawn), inputs.device)
             for index_CB in order_CM.split(size, dim=1):
                 yield self._finished(self._cast(inputs[index_CB])), targets[index_CB]
 

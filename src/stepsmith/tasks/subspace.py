@@ -54,6 +54,8 @@ class SubspaceTask(WrappedTask):
             _require_same(subspace, params)
         super().__init__(task)
         self.subspaces = tuple(subspace.to(task.device) for subspace in given)
+        # Which of several bases a copy has is looked up on the host.
+        self.capturable = self.capturable and len(self.subspaces) == 1
         self.dim = dims[0]
         self.name = f"{task.name}, subspace {self.dim}"
         self.dtype = self.subspaces[0].dtype

@@ -13,7 +13,7 @@ from stepsmith.tasks.base import Batch, Buffers, Metrics, Params, Task
 
 
 class WrappedTask(Task):
-    """Data, device and stacking of another task; what starts, and where it is changed
+    """Data, device and ways to be run of another task; what starts, and where it is changed
     the loss too, are the subclass's.
 
     Args:
@@ -23,7 +23,8 @@ class WrappedTask(Task):
     def __init__(self, task: Task):
         self.task = task
         self.name = task.name
-        self.device, self.has_test, self.stacking = task.device, task.has_test, task.stacking
+        self.device, self.has_test = task.device, task.has_test
+        self.stacking, self.capturable = task.stacking, task.capturable
 
     @property
     def data_name(self) -> str:

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from stepsmith.layout import Layout
 from stepsmith.tasks.base import Batch, Buffers, Task
+from stepsmith.unroll.graphs import CapturedGradient, Gradient
 
 
 @cache
@@ -60,6 +61,9 @@ class Copies:
         self.buffers: Buffers = {
             key: torch.stack([buffers[key] for _, buffers in starts]) for key in starts[0][1]
         }
+        self._gradient: Gradient | None = None
+        if task.capturable and self.theta.is_cuda:
+            self._gradient = CapturedGradient(partial(self._of_one, generator=None))
 
     def __len__(self) -> int:
         return len(self.generators)
@@ -96,14 +100,15 @@ class Copies:
     def _alone(self, copy: int, batch: Batch) -> tuple[Tensor, Tensor, Buffers]:
         """Loss (), gradient (P,) and buffers of one copy, by ordinary autograd."""
         own = {key: value[copy] for key, value in self.buffers.items()}
-        theta_P = self.theta[copy].detach().requires_grad_()
-        loss, moved, _ = self.task.loss(
-            self.layout.views(theta_P),
-            own,
-            tuple(part[copy] for part in batch),
-            self.generators[copy],
-            True,
-        )
+        run = self._gradient or partial(self._of_one, generator=self.generators[copy])
+        return run(self.theta[copy], own, tuple(part[copy] for part in batch))
+
+    def _of_one(
+        self, theta_P: Tensor, buffers: Buffers, batch: Batch, generator: torch.Generator | None
+    ) -> tuple[Tensor, Tensor, Buffers]:
+        theta_P = theta_P.detach().requires_grad_()
+        params = self.layout.views(theta_P)
+        loss, moved, _ = self.task.loss(params, buffers, batch, generator, True)
         (grad_P,) = torch.autograd.grad(loss, theta_P)
         return loss.detach(), grad_P, moved
 
