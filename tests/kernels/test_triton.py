@@ -12,6 +12,8 @@ from stepsmith.rules.lstm import LSTMRule
 from stepsmith.testing import fresh_weights
 
 triton_lstm = pytest.importorskip("stepsmith.kernels.triton_lstm", reason="Triton is missing")
+pytestmark = pytest.mark.filterwarnings("ignore:overflow encountered in exp")
+"""The interpreter computes with numpy, which speaks of what the kernel relies on."""
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 CASES = [
     LSTMRule(8, 1, "joined", frame="momentum"), LSTMRule(20, 2, "log_sign", "linear", frame="hold"),

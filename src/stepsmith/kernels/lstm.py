@@ -111,7 +111,9 @@ def platform_sequence(
     for layer in range(rule.layers):
         gates = weights[f"lstm{layer}.weight"].view(4, rule.hidden, -1)[order].flatten(0, 1)
         bias = weights[f"lstm{layer}.bias"].view(4, rule.hidden)[order].flatten()
-        flat += [gates[:, :inputs], gates[:, inputs:], bias, torch.zeros_like(bias)]
+        # cuDNN takes whole tensors alone.
+        own, carried = (part.contiguous() for part in gates.split([inputs, rule.hidden], dim=1))
+        flat += [own, carried, bias, torch.zeros_like(bias)]
         inputs = rule.hidden
     h_LSH, c_LSH = (
         torch.stack([carry[f"{kind}{layer}"].t() for layer in range(rule.layers)]).contiguous()

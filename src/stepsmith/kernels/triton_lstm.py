@@ -84,9 +84,8 @@ def _add_feature(gates, feature, weight_at, row, column, columns: tl.constexpr):
 
 @triton.jit
 def _sigmoid(x):
-    # As tanh: no exponential that overflows.
-    small = tl.exp(-tl.abs(x))
-    return tl.where(x < 0, small, 1.0) / (1.0 + small)
+    # An exponential that overflows gives 1 / inf, the zero it should.
+    return 1.0 / (1.0 + tl.exp(-x))
 
 
 @triton.jit
@@ -95,8 +94,9 @@ def _cell(gates, cell, B: tl.constexpr, U: tl.constexpr):
     evens, odds = tl.split(tl.reshape(gates, (B, U, 2, 2)))
     enter, leave = tl.split(evens)
     forget, candidate = tl.split(odds)
-    cell = _sigmoid(forget) * cell + _sigmoid(enter) * _tanh(candidate)
-    return _sigmoid(leave) * _tanh(cell), cell
+    # tanh(x) = 2 sigmoid(2x) - 1: its rounding is of numbers near 1, as all of a gate's are.
+    cell = _sigmoid(forget) * cell + _sigmoid(enter) * (2.0 * _sigmoid(2.0 * candidate) - 1.0)
+    return _sigmoid(leave) * (2.0 * _sigmoid(2.0 * cell) - 1.0), cell
 
 
 @triton.jit(do_not_specialize=["size", "total"])
@@ -235,6 +235,11 @@ def dot_rows(rule: LSTMRule) -> int:
     return max(SMALLEST_DOT, unit_columns(rule))
 
 
+def tile(rule: LSTMRule) -> tuple[int, int]:
+    """Coordinates of a program, and its warps."""
+    return (64, 4) if rule.hidden <= 8 else (32, 4)
+
+
 class TritonAdvance:
     """One step of a rule for all coordinates; see `stepsmith.kernels.Advance`.
 
@@ -276,7 +281,7 @@ class TritonAdvance:
         rule, moments = self._rule, self._set.moments
         first = state.get("exp_avg", state.get("touched", delta_CN))
         second = state.get("exp_avg_sq", delta_CN)
-        block = 64 if rule.hidden <= 8 else 32
+        block, warps = tile(rule)
         kind = tl.bfloat16 if carry["h0"].dtype == torch.bfloat16 else tl.float32
         on_gpu = self._device.type == "cuda"
         # Triton launches on the current device, whatever the tensors' own is.
@@ -289,7 +294,7 @@ class TritonAdvance:
                 SET=FEATURE_SETS.index(self._set.name), FRAME=FRAMES.index(self._set.frame),
                 INPUTS=self._set.count, UNITS=rule.hidden, LAYERS=rule.layers,
                 BOUNDED=rule.output == "tanh", CARRY=kind, PRECISION=self._precision,
-                B=block, U=unit_columns(rule), K=dot_rows(rule), num_warps=4,
+                B=block, U=unit_columns(rule), K=dot_rows(rule), num_warps=warps,
             )  # fmt: skip
         return delta_CN
 
