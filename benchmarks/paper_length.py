@@ -1,14 +1,16 @@
-"""SL2O at the paper's length: ResNet-20 on CIFAR-10, 100 epochs of batch 128, on one GPU.
+"""SL2O on ResNet-20 and CIFAR-10 at the paper's batch and basis, as far as minutes of a GPU go.
 
-    python -m benchmarks.paper_length FOLDER make PART ...
+    python -m benchmarks.paper_length FOLDER make LABEL@EPOCHS ...
     python -m benchmarks.paper_length FOLDER report
 
 What recipe `b2-resnet20` does at its full scale, reduced to what the paper did: one seed, from the
-saved start, every baseline at one rate (table 1's; AdamW's own default), nothing tuned. A part is
-kept in FOLDER as recipes keep theirs, so that parts can be made side by side by several processes,
-and again at no cost. `report` writes FOLDER/results from those that are there, parts not made being
-left out, and says which. Data: the smaller JPEG copy of CIFAR-10, a folder `cifar10_jpeg` below
-STEPSMITH_DATA_DIR.
+saved start, every baseline at one rate (table 1's; AdamW's own default), nothing tuned; and to half
+of the paper's meta-training. A rule without a schedule makes the same first steps whatever the
+length, so its shorter training can be held against the first epochs of any other.
+
+Trainings are kept in FOLDER as recipes keep theirs, so that several processes can share them out,
+and made again at no cost. `report` writes FOLDER/results from those that are there. Data: the
+smaller JPEG copy of CIFAR-10, a folder `cifar10_jpeg` below STEPSMITH_DATA_DIR.
 """
 
 from __future__ import annotations
@@ -19,30 +21,35 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
-from benchmarks.common import one_of
+from stepsmith.evaluate import Records
 from stepsmith.evaluate.epochs import Contest
-from stepsmith.recipes.paper_b.clock import speed
+from stepsmith.evaluate.statistics import final_accuracies, first_reach, penalised, score
 from stepsmith.recipes.paper_b.comparisons import OWN, SL2O, tell
 from stepsmith.recipes.paper_b.deep import (
     FULL_SPACE,
     HALVED,
+    SAVED,
     SUBSPACE,
-    Place,
     contest,
+    depth,
     learn,
     learn_own,
     place,
 )
 from stepsmith.recipes.study import SCALES, Study, core_hours
 from stepsmith.report import write_results
+from stepsmith.tasks import Task
+from stepsmith.tasks.started import StartedTask
 
 NETWORK = "resnet20"
 DATA = "cifar10_jpeg@crop@flip@standardised"
 RULES = (SL2O, OWN)
 BASELINES = {**FULL_SPACE, **SUBSPACE, **HALVED}
-PARTS = (*RULES, *BASELINES)
+SHARE = 2
+"""The paper's episodes of meta-training, over those made here."""
 
 
 def study_in(folder: Path) -> Study:
@@ -50,45 +57,80 @@ def study_in(folder: Path) -> Study:
     return Study("b2-resnet20", SCALES["full"], folder / "cache", say=print, device=device)
 
 
-def held(study: Study, here: Place) -> Contest:
-    return replace(contest(study, NETWORK, here.task), seeds=range(1))
+def task_of(study: Study) -> Task:
+    return study.task(f"{NETWORK}-{DATA}", batch_size=depth(study).batch)
 
 
-def make(study: Study, contested: Contest, here: Place, part: str) -> None:
+def held(study: Study, epochs: int) -> Contest:
+    name = f"{NETWORK}, {epochs} epochs"
+    return replace(contest(study, name, task_of(study), epochs=epochs), seeds=range(1))
+
+
+def make(study: Study, contested: Contest, label: str) -> None:
     """One optimizer's training, and what it needs first."""
-    if part == SL2O:
-        contested.rule(part, here.sub, learn(study, f"sl2o-{NETWORK}", here.sub))
-    elif part == OWN:
-        contested.rule(part, here.sub, learn_own(study, NETWORK, here))
+    if label in FULL_SPACE:  # the saved start; the basis made from there is not waited for
+        task = task_of(study)
+        start = task.init(torch.Generator().manual_seed(SAVED))
+        entry = FULL_SPACE[label]
+        contested.baseline(label, StartedTask(task, *start), entry, entry.centre)
+        return
+    here = place(study, NETWORK, DATA)
+    if label == SL2O:
+        amounts = depth(study)
+        budget = amounts.episodes * amounts.episode // SHARE
+        trained = learn(study, f"sl2o-{NETWORK}", here.sub, budget=budget, validations=2)
+        contested.rule(label, here.sub, trained)
+    elif label == OWN:
+        contested.rule(label, here.sub, learn_own(study, NETWORK, here))
     else:
-        entry = BASELINES[part]
-        where = here.full if part in FULL_SPACE else here.sub
-        contested.baseline(part, where, entry, entry.centre)
+        entry = BASELINES[label]
+        contested.baseline(label, here.sub, entry, entry.centre)
+
+
+def against_each(records: Records) -> list[dict[str, Any]]:
+    """For every training of a rule and of a baseline, whatever their lengths: the steps in which
+    each comes down to the baseline's final loss, and how much more often the rule is right."""
+    blocks = records.select("train_loss", purpose="test")
+    rows = []
+    for rule in (block for block in blocks if block.key.kind == "learned"):
+        for other in (block for block in blocks if block.key.kind == "baseline"):
+            rule_ST, other_ST = penalised(rule.values), penalised(other.values)
+            target = float(score(other_ST, "final").mean())
+            steps, base = (float(first_reach(part.mean(0), target)) for part in (rule_ST, other_ST))
+            right, base_right = (final_accuracies(records, block) for block in (rule, other))
+            assert right is not None
+            assert base_right is not None
+            met = np.isfinite(steps)
+            rows.append(
+                {
+                    "rule": rule.key.optimizer, "task": rule.key.task,
+                    "against": other.key.optimizer, "against_task": other.key.task,
+                    "target": target, "rule_final_loss": float(score(rule_ST, "final").mean()),
+                    "steps": steps if met else None, "baseline_steps": base,
+                    "ratio": steps / base if met else None,
+                    "points_of_accuracy": 100 * float((right - base_right).mean()),
+                }
+            )  # fmt: skip
+    return rows
 
 
 def gather(folder: Path) -> None:
-    made = [part for part in PARTS if (folder / "made" / part).exists()]
     study = study_in(folder)
     here = place(study, NETWORK, DATA)
-    contested = held(study, here)
-    for part in made:
-        make(study, contested, here, part)
-    contested.finish()
-    rules = [part for part in RULES if part in made]
-    findings: dict[str, Any] = {
-        "explained": sum(here.basis.explained),
-        "left_out": [part for part in PARTS if part not in made],
-    }
-    for name, against in (("against_subspace", SUBSPACE), ("against_full_space", FULL_SPACE)):
-        rivals = [part for part in against if part in made]
-        if rivals:
-            about = (study.records, NETWORK, contested.key.protocol)
-            findings[name] = [speed(*about, label, rivals) for label in rules]
-    tell(study, contested, here, rules)
+    made = [path.name.rpartition("@") for path in sorted((folder / "made").iterdir())]
+    for epochs in sorted({int(epochs) for _, _, epochs in made}):
+        labels = [label for label, _, length in made if int(length) == epochs]
+        contested = held(study, epochs)
+        for label in labels:
+            make(study, contested, label)
+        contested.finish()
+        tell(study, contested, here, [label for label in labels if label in RULES])
+    study.findings["against_each"] = against_each(study.records)
+    study.findings["explained"] = sum(here.basis.explained)
     config = {
         "recipe": "b2-resnet20", "what": "SL2O on ResNet-20, one seed, no rates tuned",
         "scale": "full", "source": "auto", "device": study.device,
-        "core_hours": core_hours(study.records), "findings": {**study.findings, **findings},
+        "core_hours": core_hours(study.records), "findings": study.findings,
     }  # fmt: skip
     write_results(
         folder / "results", study.records, recipe="b2-resnet20", scale="full",
@@ -96,23 +138,30 @@ def gather(folder: Path) -> None:
     )  # fmt: skip
 
 
+def training(text: str) -> tuple[str, int]:
+    """`LABEL@EPOCHS`."""
+    label, _, epochs = text.rpartition("@")
+    if label not in (*RULES, *BASELINES) or not epochs.isdecimal() or int(epochs) < 1:
+        known = ", ".join((*RULES, *BASELINES))
+        raise argparse.ArgumentTypeError(f"{text!r} is not LABEL@EPOCHS, with a label of {known}")
+    return label, int(epochs)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=Path)
     parser.add_argument("what", choices=("make", "report"))
-    parser.add_argument("parts", nargs="*", type=one_of(PARTS), metavar="PART")
+    parser.add_argument("trainings", nargs="*", type=training, metavar="LABEL@EPOCHS")
     chosen = parser.parse_args()
     if chosen.what == "report":
         gather(chosen.folder)
         return
     study = study_in(chosen.folder)
-    here = place(study, NETWORK, DATA)
-    contested = held(study, here)
-    for part in chosen.parts:
-        make(study, contested, here, part)
-        (chosen.folder / "made").mkdir(exist_ok=True)
-        (chosen.folder / "made" / part).touch()
-        print(f"{part}: made at {time.strftime('%X')}", flush=True)
+    (chosen.folder / "made").mkdir(parents=True, exist_ok=True)
+    for label, epochs in chosen.trainings:
+        make(study, held(study, epochs), label)
+        (chosen.folder / "made" / f"{label}@{epochs}").touch()
+        print(f"{label}, {epochs} epochs: made at {time.strftime('%X')}", flush=True)
 
 
 if __name__ == "__main__":

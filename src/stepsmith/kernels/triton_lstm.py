@@ -131,6 +131,7 @@ def _step(
         mean = tl.load(first_at + place, inside, other=0.0)
         mean = mean + take1 * (g - mean)
         square = tl.load(second_at + place, inside, other=0.0) * beta2 + take2 * g * g
+        tl.debug_barrier()  # several threads may hold one coordinate: all have read the old ones
         tl.store(first_at + place, mean, inside)
         tl.store(second_at + place, square, inside)
         mean = mean / (1.0 - tl.exp(count * beta1_log))
@@ -153,6 +154,7 @@ def _step(
     if FRAME == _HOLD and SET < _ADAM:
         touched = tl.load(first_at + place, inside, other=0.0)
         touched = tl.where(g != 0, 1.0, touched)
+        tl.debug_barrier()
         tl.store(first_at + place, touched, inside)
         scale = touched
     weight_at += INPUTS * columns
@@ -179,12 +181,18 @@ def _step(
                     one = tl.sum(tl.where((unit == k)[None, :], hidden, 0.0), axis=1)
                     weight = tl.sum(tl.where((row == k)[:, None], below, 0.0), axis=0)
                     gates += one[:, None] * weight[None, :]
-        known = inside[:, None] & (row < UNITS)[None, :]
-        before = hidden_at + row[None, :] * hidden_apart + place[:, None]
-        earlier = tl.load(before, known, other=0.0).to(tl.float32)
-        weight = tl.load(weight_at + row[:, None] * columns + column[None, :])
+        if K == U:
+            known = inside[:, None] & (row < UNITS)[None, :]
+            before = hidden_at + row[None, :] * hidden_apart + place[:, None]
+            earlier = tl.load(before, known, other=0.0).to(tl.float32)
+            weight = tl.load(weight_at + row[:, None] * columns + column[None, :])
+            gates = tl.dot(earlier, weight, gates, input_precision=PRECISION)
+        else:
+            for k in tl.static_range(UNITS):
+                one = tl.load(hidden_at + k * hidden_apart + place, inside, other=0.0)
+                one = one.to(tl.float32)
+                gates = _add_feature(gates, one, weight_at, k, column, columns)
         weight_at += K * columns
-        gates = tl.dot(earlier, weight, gates, input_precision=PRECISION)
         cells = cell_at + unit[None, :] * cell_apart + place[:, None]
         hidden, cell = _cell(gates, tl.load(cells, read, other=0.0).to(tl.float32), B, U)
         tl.debug_barrier()  # every thread has read the old hidden state
@@ -237,7 +245,7 @@ def dot_rows(rule: LSTMRule) -> int:
 
 def tile(rule: LSTMRule) -> tuple[int, int]:
     """Coordinates of a program, and its warps."""
-    return (64, 4) if rule.hidden <= 8 else (32, 4)
+    return (64, 2) if rule.hidden <= 8 else (32, 4)
 
 
 class TritonAdvance:

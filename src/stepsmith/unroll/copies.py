@@ -94,14 +94,19 @@ class Copies:
         else:
             done = [alone(copy) for copy in range(len(self))]
         losses, grads, buffers = zip(*done, strict=True)
-        self.buffers = {key: torch.stack([b[key] for b in buffers]) for key in self.buffers}
+        self.buffers = {key: _stacked([b[key] for b in buffers]) for key in self.buffers}
         return _stacked(losses), _stacked(grads)
 
     def _alone(self, copy: int, batch: Batch) -> tuple[Tensor, Tensor, Buffers]:
         """Loss (), gradient (P,) and buffers of one copy, by ordinary autograd."""
         own = {key: value[copy] for key, value in self.buffers.items()}
-        run = self._gradient or partial(self._of_one, generator=self.generators[copy])
-        return run(self.theta[copy], own, tuple(part[copy] for part in batch))
+        given = (self.theta[copy], own, tuple(part[copy] for part in batch))
+        if self._gradient is None:
+            return self._of_one(*given, generator=self.generators[copy])
+        loss, grad_P, moved = self._gradient(*given)
+        if len(self) > 1:  # the next copy's lie there too
+            moved = {key: value.clone() for key, value in moved.items()}
+        return loss, grad_P, moved
 
     def _of_one(
         self, theta_P: Tensor, buffers: Buffers, batch: Batch, generator: torch.Generator | None

@@ -5,7 +5,7 @@ Shape letters: P = parameters of one optimizee.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -22,8 +22,9 @@ WARM_UP = 3
 class CapturedGradient:
     """A gradient captured on its first call and replayed from then on.
 
-    What is given is copied to where the graph reads it, and what it computes is handed out as
-    copies, so that callers need not know of it. A batch of other shapes is captured anew.
+    What is given is copied to where the graph reads it. Loss and gradient are handed out as copies;
+    the buffers lie where the graph writes them, until the next call. A batch of other shapes is
+    captured anew.
 
     Args:
         gradient: the same kernels at every call, with no look at their numbers on the way (see
@@ -40,20 +41,16 @@ class CapturedGradient:
         """As the gradient itself."""
         if self._shapes != [part.shape for part in batch]:
             self._capture(theta_P, buffers, batch)
-        given = (theta_P, *buffers.values(), *batch)
-        read = (self._theta_P, *self._buffers.values(), *self._batch)
-        for source, target in zip(given, read, strict=True):
-            target.copy_(source)
+        _copy_all((theta_P, *buffers.values(), *batch), self._read)
         self._graph.replay()
         loss, grad_P, moved = self._computed
-        return loss.clone(), grad_P.clone(), {key: value.clone() for key, value in moved.items()}
+        return loss.clone(), grad_P.clone(), moved
 
     def _capture(self, theta_P: Tensor, buffers: Buffers, batch: Batch) -> None:
         self._shapes = [part.shape for part in batch]
-        self._theta_P = theta_P.clone()
-        self._buffers = {key: value.clone() for key, value in buffers.items()}
-        self._batch = tuple(part.clone() for part in batch)
-        read = (self._theta_P, self._buffers, self._batch)
+        own = {key: value.clone() for key, value in buffers.items()}
+        read = (theta_P.clone(), own, tuple(part.clone() for part in batch))
+        self._read = (read[0], *own.values(), *read[2])
         # Libraries set themselves up on first use, which a capture forbids; and not on the default
         # stream, which others wait for.
         aside = torch.cuda.Stream()
@@ -65,3 +62,11 @@ class CapturedGradient:
         self._graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(self._graph):
             self._computed = self._gradient(*read)
+
+
+def _copy_all(sources: Sequence[Tensor], targets: Sequence[Tensor]) -> None:
+    """One launch a dtype, whatever their number."""
+    for dtype in {target.dtype for target in targets}:
+        pairs = [(t, s) for t, s in zip(targets, sources, strict=True) if t.dtype == dtype]
+        into, read = [target for target, _ in pairs], [source for _, source in pairs]
+        torch._foreach_copy_(into, read)  # pyright: ignore[reportPrivateImportUsage]

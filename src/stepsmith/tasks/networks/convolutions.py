@@ -47,13 +47,13 @@ def he_normal(network: nn.Module) -> None:
 
 
 def channels_last(hidden_BYHW: Tensor) -> Tensor:
-    """The same numbers, on a CPU with all channels of a pixel side by side in memory.
+    """The same numbers, on CPUs and CUDA devices with all channels of a pixel side by side.
 
-    Convolutions of many channels are faster there in this layout, forward and backward, and hand
-    it on to what follows; sums are taken in another order, so that results differ by rounding.
+    Convolutions of many channels are faster in this layout, forward and backward, and hand it on to
+    what follows; sums are taken in another order, so that results differ by rounding.
     It is for what a stem puts out: images of one channel have both layouts at once.
     """
-    if hidden_BYHW.device.type != "cpu":
+    if hidden_BYHW.device.type not in ("cpu", "cuda"):
         return hidden_BYHW
     # `contiguous(memory_format=torch.channels_last)` does the same, but not under vmap.
     return hidden_BYHW.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)
