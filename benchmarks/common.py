@@ -73,13 +73,19 @@ def median_ratio(above: list[float], below: list[float]) -> float:
     return statistics.median(a / b for a, b in zip(above, below, strict=True))
 
 
-def report(name: str, rows: list[dict[str, Any]]) -> None:
-    """Print the rows and write `benchmarks/results/NAME.json`."""
+def report(
+    name: str,
+    rows: list[dict[str, Any]],
+    made_on: Mapping[str, Any] | None = None,
+    made_with: Mapping[str, Any] | None = None,
+) -> None:
+    """Print the rows and write `benchmarks/results/NAME.json`; machine and versions are this
+    process's, where the rows were not made elsewhere."""
     show({name: rows})
     RESULTS.mkdir(exist_ok=True)
     result = {
         "command": " ".join(["python", "-m", f"benchmarks.{name}", *sys.argv[1:]]),
-        "machine": machine(), "versions": versions(), "rows": rows,
+        "machine": made_on or machine(), "versions": made_with or versions(), "rows": rows,
     }  # fmt: skip
     (RESULTS / f"{name}.json").write_text(json.dumps(result, indent=1) + "\n")
 

@@ -10,6 +10,7 @@ Each stage writes OUT/STAGE.json and is passed over where that exists; `report` 
 - `step`: milliseconds and share of the memory roofline (measured by a copy) of LSTM 8 and LSTM
   2x20 with both carries, from 10^5 to 86 million parameters, `torch.optim.AdamW(fused=True)` beside
   them;
+- `tiles`: LSTM 8 and LSTM 2x20 by coordinates of a program, warps, and precision of products;
 - `vit`: a parameter set of ViT-B's shapes (86 M) through `LearnedOptimizer`, eager and as a CUDA
   graph;
 - `replay`: the sampled replay against an autograd loop;
@@ -25,6 +26,7 @@ from __future__ import annotations
 
 import argparse
 import functools
+import itertools
 import json
 import statistics
 import time
@@ -37,7 +39,7 @@ import torch
 
 from benchmarks.common import one_of, report, row
 from stepsmith import LearnedOptimizer, TrainedRule, kernels, make_task, meta_train
-from stepsmith.machine import peak_memory, start_peak
+from stepsmith.machine import machine, peak_memory, start_peak, versions
 from stepsmith.meta import adjoint_window
 from stepsmith.rules import joined, l2o_dm, make_rule, rnnprop
 from stepsmith.rules.lstm import LSTMRule
@@ -154,6 +156,37 @@ def step() -> list[dict[str, Any]]:
                 share = n * bytes_of(rule, dtype) / speed / took
                 rows.append(row(f"{what}: share of the memory roofline", share, "share"))
                 del run
+    return rows
+
+
+TILES = {
+    "LSTM 8": ((32, 2), (64, 2), (64, 4), (128, 4), (128, 8), (256, 8)),
+    "LSTM 2x20": ((32, 4), (64, 4), (64, 8), (128, 4), (128, 8)),
+}
+"""Coordinates and warps tried."""
+
+
+def tiles(n: int = 20_000_000) -> list[dict[str, Any]]:
+    from stepsmith.kernels import triton_lstm  # needs Triton
+
+    speed, rows = bandwidth(), []
+    params, grad = torch.zeros(1, n, device=device()), torch.randn(1, n, device=device()) * 1e-2
+    for name, tried in TILES.items():
+        rule = RULES[name]
+        for (label, dtype), tile, precision in itertools.product(
+            CARRIES.items(), tried, ("ieee", "tf32x3")
+        ):
+            if precision == "ieee" and name != "LSTM 8":
+                continue
+            state = kernels.init_state(rule, params)
+            carry = rule.init_carry(n, dtype=dtype, device=device())
+            run = triton_lstm.TritonAdvance(rule, fresh_weights(rule), device(), precision, tile)
+            took = seconds(run, grad, params, state, carry, rounds=5)
+            what = f"{name}, carry {label}, {n:,} parameters, {precision}, "
+            what += f"{tile[0]} coordinates by {tile[1]} warps"
+            rows.append(row(what, took * 1e3, "ms"))
+            share = n * bytes_of(rule, dtype) / speed / took
+            rows.append(row(f"{what}: share of the memory roofline", share, "share"))
     return rows
 
 
@@ -385,7 +418,7 @@ def full_space(seconds_of_learning: float = 45.0) -> list[dict[str, Any]]:
 
 STAGES = {
     "correct": correct, "step": step, "networks": networks, "vit": vit, "replay": replay,
-    "meta": meta, "full_space": full_space,
+    "meta": meta, "full_space": full_space, "tiles": tiles,
 }  # fmt: skip
 
 
@@ -400,12 +433,9 @@ def main() -> None:
     failed = []
     for name in chosen.stages or STAGES:
         if name == "report":
-            gathered = [
-                entry
-                for stage in STAGES
-                for entry in json.loads((chosen.out / f"{stage}.json").read_text())
-            ]
-            report("gpu", gathered)
+            stages = [json.loads((chosen.out / f"{stage}.json").read_text()) for stage in STAGES]
+            gathered = [entry for stage in stages for entry in stage["rows"]]
+            report("gpu", gathered, stages[0]["machine"], stages[0]["versions"])
             continue
         path = chosen.out / f"{name}.json"
         if path.exists():
@@ -422,7 +452,8 @@ def main() -> None:
             entry["what"] = f"{entry['what']} [{torch.cuda.get_device_name()}]"
             if entry["against"]:
                 entry["against"] = f"{entry['against']} [{torch.cuda.get_device_name()}]"
-        path.write_text(json.dumps(rows, indent=1) + "\n")
+        told = {"machine": machine(), "versions": versions(), "rows": rows}
+        path.write_text(json.dumps(told, indent=1) + "\n")
         print(f"{name}: {time.perf_counter() - begun:.0f} s", flush=True)
     if failed:
         raise SystemExit(f"failed: {', '.join(failed)}")

@@ -79,12 +79,16 @@ def _status(name: str) -> int:
 
 def versions() -> dict[str, str]:
     """Versions of what the numbers depend on."""
-    return {
+    found = {
         "stepsmith": __version__,
         "python": platform.python_version(),
         "torch": torch.__version__,
         "numpy": metadata.version("numpy"),
     }
+    if torch.cuda.is_available():
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            found["triton"] = metadata.version("triton")
+    return found
 
 
 def _processor() -> str:

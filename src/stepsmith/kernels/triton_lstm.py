@@ -181,18 +181,12 @@ def _step(
                     one = tl.sum(tl.where((unit == k)[None, :], hidden, 0.0), axis=1)
                     weight = tl.sum(tl.where((row == k)[:, None], below, 0.0), axis=0)
                     gates += one[:, None] * weight[None, :]
-        if K == U:
-            known = inside[:, None] & (row < UNITS)[None, :]
-            before = hidden_at + row[None, :] * hidden_apart + place[:, None]
-            earlier = tl.load(before, known, other=0.0).to(tl.float32)
-            weight = tl.load(weight_at + row[:, None] * columns + column[None, :])
-            gates = tl.dot(earlier, weight, gates, input_precision=PRECISION)
-        else:
-            for k in tl.static_range(UNITS):
-                one = tl.load(hidden_at + k * hidden_apart + place, inside, other=0.0)
-                one = one.to(tl.float32)
-                gates = _add_feature(gates, one, weight_at, k, column, columns)
+        known = inside[:, None] & (row < UNITS)[None, :]
+        before = hidden_at + row[None, :] * hidden_apart + place[:, None]
+        earlier = tl.load(before, known, other=0.0).to(tl.float32)
+        weight = tl.load(weight_at + row[:, None] * columns + column[None, :])
         weight_at += K * columns
+        gates = tl.dot(earlier, weight, gates, input_precision=PRECISION)
         cells = cell_at + unit[None, :] * cell_apart + place[:, None]
         hidden, cell = _cell(gates, tl.load(cells, read, other=0.0).to(tl.float32), B, U)
         tl.debug_barrier()  # every thread has read the old hidden state
@@ -243,8 +237,8 @@ def dot_rows(rule: LSTMRule) -> int:
     return max(SMALLEST_DOT, unit_columns(rule))
 
 
-def tile(rule: LSTMRule) -> tuple[int, int]:
-    """Coordinates of a program, and its warps."""
+def usual_tile(rule: LSTMRule) -> tuple[int, int]:
+    """Coordinates of a program, and its warps: the fastest tried on an H100."""
     return (64, 2) if rule.hidden <= 8 else (32, 4)
 
 
@@ -258,12 +252,19 @@ class TritonAdvance:
         precision: of the products: `"ieee"` (float32), `"tf32x3"` (three products on matrix units,
             nearly float32) or `"tf32"`; None takes `ieee` for up to 8 units, where the products
             cost less than the memory, and `tf32x3` above.
+        tile: coordinates of a program, a power of two, and its warps; `usual_tile` by default.
     """
 
     def __init__(
-        self, rule: LSTMRule, weights: Weights, device: torch.device, precision: str | None = None
+        self,
+        rule: LSTMRule,
+        weights: Weights,
+        device: torch.device,
+        precision: str | None = None,
+        tile: tuple[int, int] | None = None,
     ):
         self._rule, self._device = rule, device
+        self._tile = tile or usual_tile(rule)
         self._set: FeatureSet = rule.feature_set
         self._weights = packed_weights(rule, weights).to(device)
         self._precision = precision or ("ieee" if rule.hidden <= 8 else "tf32x3")
@@ -289,7 +290,7 @@ class TritonAdvance:
         rule, moments = self._rule, self._set.moments
         first = state.get("exp_avg", state.get("touched", delta_CN))
         second = state.get("exp_avg_sq", delta_CN)
-        block, warps = tile(rule)
+        block, warps = self._tile
         kind = tl.bfloat16 if carry["h0"].dtype == torch.bfloat16 else tl.float32
         on_gpu = self._device.type == "cuda"
         # Triton launches on the current device, whatever the tensors' own is.
