@@ -87,6 +87,10 @@ def _check_shapes(rule: Rule, weights: Weights, shape: tuple[int, ...], dtype: t
             value.dim() == 2 and value.shape[1] == n and value.dtype == dtype, rule,
             f"carry {key!r} must be (K, {n}), got {tuple(value.shape)} {value.dtype} {where}",
         )  # fmt: skip
+        _require(
+            torch.equal(value, value[:, :1].expand_as(value)), rule,
+            f"carry {key!r} must begin the same for every coordinate",
+        )  # fmt: skip
     for key, value in rule.init_carry(n, device="meta").items():
         _require(value.is_meta, rule, f"carry {key!r} must be made on the device asked for")
     features, scale, moved = rule.features(torch.ones(n, dtype=dtype), param_N, state, shape)

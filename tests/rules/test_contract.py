@@ -185,6 +185,10 @@ def ignores_the_device(self, n, *, dtype=torch.float32, device="cpu"):
     return {"sum": torch.zeros(1, n, dtype=dtype)}
 
 
+def begins_by_coordinate(self, n, *, dtype=torch.float32, device="cpu"):
+    return {"sum": torch.arange(n, dtype=dtype, device=device)[None]}
+
+
 def drifts(self, output_ON, scale_N):
     return -output_ON[0] + 1e-4
 
@@ -221,6 +225,7 @@ BROKEN: list[tuple[dict, str]] = [
     ({"features": never_recovers, "init_state": largest_state}, "state 'largest' is not finite"),
     ({"features": branches, "coupling": "features"}, "vmap"),
     ({"init_carry": ignores_the_device}, "device asked for"),
+    ({"init_carry": begins_by_coordinate}, "the same for every coordinate"),
     ({"init": unused}, "no part in the steps"),
 ]
 

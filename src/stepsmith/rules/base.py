@@ -90,7 +90,7 @@ class Rule(ABC):
     def init_carry(
         self, n: int, *, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu"
     ) -> Carry:
-        """Recurrent state before the first step: (K, n) tensors."""
+        """Recurrent state before the first step: (K, n) tensors, the same for every coordinate."""
 
     @abstractmethod
     def features(

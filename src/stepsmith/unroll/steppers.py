@@ -120,8 +120,10 @@ class RuleStepper:
         for key, fresh in self._fresh_state(theta_CP[copy : copy + 1]).items():
             self.state[key][copy] = fresh[0]
         size = theta_CP.shape[1]
-        for key, fresh in self._fresh_carry(theta_CP[copy : copy + 1]).items():
-            self.carry[key][:, copy * size : (copy + 1) * size] = fresh
+        # One coordinate's for all: a whole copy's would be the largest tensors there are, twice.
+        fresh = self.rule.init_carry(1, dtype=self.carry_dtype, device=theta_CP.device)
+        for key, value_K1 in fresh.items():
+            self.carry[key][:, copy * size : (copy + 1) * size] = value_K1
 
     @torch.no_grad()
     def __call__(self, theta_CP: Tensor, grad_CP: Tensor, keep: Keep | None = None) -> None:
