@@ -11,8 +11,8 @@ length, so its shorter training can be held against the first epochs of any othe
 Trainings are kept in FOLDER as recipes keep theirs, so that several processes can share them out,
 and made again at no cost; `report` gathers those that are there. On an H100 a step takes 3.6 ms
 where one process trains alone, and took some 8 ms each where three shared it: basis,
-meta-training and 30 epochs of SL2O should take 200 seconds alone. Data: the smaller JPEG copy of CIFAR-10, a folder
-`cifar10_jpeg` below STEPSMITH_DATA_DIR.
+meta-training and 30 epochs of SL2O should take 200 seconds alone. Data: the smaller JPEG copy of
+CIFAR-10, a folder `cifar10_jpeg` below STEPSMITH_DATA_DIR.
 """
 
 from __future__ import annotations
