@@ -79,6 +79,18 @@ def test_a_carry_in_bfloat16_is_the_reference_rounded_at_every_step():
         torch.testing.assert_close(one, two, rtol=0, atol=0.01 * rule.step_scale)
 
 
+@pytest.mark.parametrize("inputs", ["adam", "raw"])
+def test_a_roll_repeats_itself_to_the_bit(inputs):
+    # On a GPU several threads may hold one coordinate: none may read what another has written.
+    rule = LSTMRule(8, 1, inputs, frame="hold")
+    n = 5000 if DEVICE.type == "cuda" else 70
+    one, two = (Roll(rule, "triton", 1, n, DEVICE) for _ in range(2))
+    for grad in gradients(4, 1, n).to(DEVICE):
+        assert torch.equal(one(grad), two(grad))
+    for key, value in one.state.items():
+        assert torch.equal(value, two.state[key]), key
+
+
 def test_the_optimizer_runs_on_it():
     results = []
     for backend in ("triton", "reference"):
