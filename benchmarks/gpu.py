@@ -3,7 +3,7 @@
     python -m benchmarks.gpu OUT [STAGE ...]
 
 Each stage writes OUT/STAGE.json and is passed over where that exists; `report` gathers them into
-`benchmarks/results/gpu.json`. Every stage takes minutes.
+`benchmarks/results/gpu.json`. A stage takes a minute or two at most.
 
 - `correct`: the Triton kernel against the reference, 100 steps of one recorded sequence, float32
   and bfloat16 carries, odd sizes, the same numbers when run twice; replays by cuDNN;
@@ -39,6 +39,7 @@ import torch
 
 from benchmarks.common import one_of, report, row
 from stepsmith import LearnedOptimizer, TrainedRule, kernels, make_task, meta_train
+from stepsmith.evaluate.run import MakeStepper, by_rule, by_torch
 from stepsmith.machine import machine, peak_memory, start_peak, versions
 from stepsmith.meta import adjoint_window
 from stepsmith.rules import joined, l2o_dm, make_rule, rnnprop
@@ -46,7 +47,7 @@ from stepsmith.rules.lstm import LSTMRule
 from stepsmith.subspace import random
 from stepsmith.tasks import SubspaceTask, Task
 from stepsmith.testing import fresh_weights
-from stepsmith.unroll import Copies, RuleStepper, TorchStepper, roll
+from stepsmith.unroll import Copies, RuleStepper, roll
 
 RULES: dict[str, LSTMRule] = {
     "LSTM 8": rnnprop(), "LSTM 8 joined": joined(scaling="absolute"),
@@ -289,7 +290,7 @@ def networks() -> list[dict[str, Any]]:
             for stepper_name, make in STEPPERS.items()
         }
         task.capturable = False
-        plain["full space", "SGD, not captured"] = step_seconds(task, by_sgd)
+        plain["full space", "SGD, not captured"] = step_seconds(task, STEPPERS["SGD"])
         task.capturable = True
         against = plain["full space", "SGD"]
         for (place, stepper_name), took in plain.items():
@@ -308,20 +309,14 @@ def image_task(name: str, source: str) -> Task:
     return make_task(name, source=source, batch_size=BATCH, device=device())
 
 
-def by_sgd(copies: Copies) -> TorchStepper:
-    make = functools.partial(torch.optim.SGD, lr=0.1)
-    return TorchStepper(make, copies.theta, copies.layout)
+SL2O = rnnprop(step_scale=1e-3, faithful=True)
+STEPPERS = {
+    "SGD": by_torch(functools.partial(torch.optim.SGD, lr=0.1)),
+    "LSTM 8": by_rule(TrainedRule(SL2O, fresh_weights(SL2O))),
+}
 
 
-def by_sl2o(copies: Copies) -> RuleStepper:
-    rule = rnnprop(step_scale=1e-3, faithful=True)
-    return RuleStepper(rule, fresh_weights(rule), copies.theta, copies.layout)
-
-
-STEPPERS: dict[str, Callable[[Copies], Any]] = {"SGD": by_sgd, "LSTM 8": by_sl2o}
-
-
-def step_seconds(task: Task, make: Callable[[Copies], Any], rounds: int = 3) -> float:
+def step_seconds(task: Task, make: MakeStepper, rounds: int = 3) -> float:
     """Of a whole training step, batch drawn and augmented; the median of rounds of 20 steps."""
     copies = Copies(task, [0])
     run = make(copies)
@@ -361,10 +356,10 @@ def variants(task: Task) -> dict[str, float]:
     """Choices that are not made for users: how much they would bring."""
     found = {}
     torch.backends.cudnn.benchmark = True
-    found["kernels chosen by trial"] = step_seconds(task, by_sgd)
+    found["kernels chosen by trial"] = step_seconds(task, STEPPERS["SGD"])
     torch.backends.cudnn.benchmark = False
     torch.backends.cudnn.allow_tf32 = False
-    found["no TF32"] = step_seconds(task, by_sgd)
+    found["no TF32"] = step_seconds(task, STEPPERS["SGD"])
     torch.backends.cudnn.allow_tf32 = True
     return found
 
@@ -375,16 +370,13 @@ HORIZON = 200
 def full_space(seconds_of_learning: float = 45.0) -> list[dict[str, Any]]:
     task = image_task("resnet18-cifar10_jpeg@crop@flip@standardised", "auto")
     rule = make_rule("joined")
-    start = rule.init(torch.Generator().manual_seed(0))
+    drawn = TrainedRule(rule, rule.init(torch.Generator().manual_seed(0)))
     name = "ResNet-18, 11.17 M parameters, batch 128"
     rows = []
 
-    def runner(copies: Copies, weights: Any = start) -> RuleStepper:
-        return RuleStepper(rule, weights, copies.theta, copies.layout)
-
     before = start_peak(device())
     copies = Copies(task, [0])
-    roll(copies, runner(copies), 20)
+    roll(copies, by_rule(drawn)(copies), 20)
     deployed = peak_memory(device()) - before
     rows.append(row(f"{name}: memory of deployment", deployed / 2**20, "MiB"))
     del copies
@@ -400,13 +392,13 @@ def full_space(seconds_of_learning: float = 45.0) -> list[dict[str, Any]]:
     told = trained.manifest
     rows.append(row(f"{name}: meta-training, inner steps", told["inner_steps"], "steps"))
     rows.append(row(f"{name}: meta-training, validations included", told["seconds"], "s"))
-    runs: dict[str, Callable[[Copies], Any]] = {
-        "meta-trained rule": lambda c: runner(c, trained.weights),
-        "the rule as it was drawn": runner,
-    }
-    for lr in (3e-4, 1e-3, 3e-3):
-        make = functools.partial(torch.optim.AdamW, lr=lr)
-        runs[f"AdamW at {lr:g}"] = lambda c, make=make: TorchStepper(make, c.theta, c.layout)
+    runs = {
+        "meta-trained rule": by_rule(trained), "the rule as it was drawn": by_rule(drawn),
+        **{
+            f"AdamW at {lr:g}": by_torch(functools.partial(torch.optim.AdamW, lr=lr))
+            for lr in (3e-4, 1e-3, 3e-3)
+        },
+    }  # fmt: skip
     for label, make in runs.items():
         copies = Copies(task, [0])
         losses = roll(copies, make(copies), 2 * HORIZON)[:, 0]

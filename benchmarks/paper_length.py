@@ -102,12 +102,13 @@ def told(records: Records, label: str, epochs: int) -> dict[str, Any]:
     right = final_accuracies(records, block)
     assert right is not None
     what = f"{NETWORK}, {label}, {epochs} epochs"
-    loss = float(score(penalised(block.values), "final").mean())
+    losses_ST = penalised(block.values)
+    loss = float(score(losses_ST, "final").mean())
     rows = [
         row(f"{what}: training loss, last tenth", loss, "nats"),
         row(f"{what}: test accuracy", 100 * float(right.mean()), "%"),
     ]
-    curve = penalised(block.values).mean(0).astype(float).tolist()
+    curve = losses_ST.mean(0).astype(float).tolist()
     return {"machine": machine(), "versions": versions(), "rows": rows, "curve": curve}
 
 

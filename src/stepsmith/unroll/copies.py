@@ -98,7 +98,7 @@ class Copies:
         return _stacked(losses), _stacked(grads)
 
     def _alone(self, copy: int, batch: Batch) -> tuple[Tensor, Tensor, Buffers]:
-        """Loss (), gradient (P,) and buffers of one copy, by ordinary autograd."""
+        """Loss (), gradient (P,) and buffers of one copy, by its graph where it is captured."""
         own = {key: value[copy] for key, value in self.buffers.items()}
         given = (self.theta[copy], own, tuple(part[copy] for part in batch))
         if self._gradient is None:
@@ -111,6 +111,7 @@ class Copies:
     def _of_one(
         self, theta_P: Tensor, buffers: Buffers, batch: Batch, generator: torch.Generator | None
     ) -> tuple[Tensor, Tensor, Buffers]:
+        """The same by ordinary autograd."""
         theta_P = theta_P.detach().requires_grad_()
         params = self.layout.views(theta_P)
         loss, moved, _ = self.task.loss(params, buffers, batch, generator, True)

@@ -70,7 +70,7 @@ class RuleStepper:
         self.state = self._fresh_state(theta_CP)
         kernels.require_carry(rule, carry_dtype)
         self.carry_dtype = carry_dtype or theta_CP.dtype
-        self.carry = self._fresh_carry(theta_CP)
+        self.carry = self._fresh_carry(theta_CP.numel(), theta_CP.device)
         self.measures = self._fresh_measures(theta_CP)
         self.seen: Tensor | None = None
         self.gain: Tensor | None = None
@@ -103,9 +103,8 @@ class RuleStepper:
             for key in parts[0]
         }
 
-    def _fresh_carry(self, theta_CP: Tensor) -> Carry:
-        dtype, device = self.carry_dtype, theta_CP.device
-        return self.rule.init_carry(theta_CP.numel(), dtype=dtype, device=device)
+    def _fresh_carry(self, coordinates: int, device: torch.device) -> Carry:
+        return self.rule.init_carry(coordinates, dtype=self.carry_dtype, device=device)
 
     def _fresh_measures(self, theta_CP: Tensor) -> State:
         if self.rule.units is None:
@@ -121,8 +120,7 @@ class RuleStepper:
             self.state[key][copy] = fresh[0]
         size = theta_CP.shape[1]
         # One coordinate's for all: a whole copy's would be the largest tensors there are, twice.
-        fresh = self.rule.init_carry(1, dtype=self.carry_dtype, device=theta_CP.device)
-        for key, value_K1 in fresh.items():
+        for key, value_K1 in self._fresh_carry(1, theta_CP.device).items():
             self.carry[key][:, copy * size : (copy + 1) * size] = value_K1
 
     @torch.no_grad()
