@@ -10,12 +10,13 @@ the exit code says whether it would change.
 from __future__ import annotations
 
 import argparse
+import html
 import json
 import re
 from pathlib import Path
 from typing import Any
 
-from stepsmith.report.findings import findings_tables
+from stepsmith.report.findings import FindingsTable, findings_tables
 from stepsmith.report.verdict import ratio_text
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -34,6 +35,8 @@ FINDINGS_ALONE = ("a15-techniques",)
 """Recipes of so many rules that what is found of them stands for their losses."""
 LONGEST = 30
 """Lines of a table of findings; longer ones are left to the report."""
+OPEN = 15
+"""Lines of a recipe's findings, all tables together; more are folded away."""
 
 
 def main() -> None:
@@ -62,21 +65,28 @@ def table(recipe: str, results: Path = ROOT / "results") -> str:
             continue
         summary = json.loads((folder / "summary.json").read_text())
         config = json.loads((folder / "config.json").read_text())
-        parts = [_where(summary, config, scale)]
-        if recipe not in FINDINGS_ALONE:
-            losses = (_deep_table if recipe.startswith("b") else _table)(summary)
-            parts.insert(0, losses)
-        return "\n\n".join([*parts, *_findings(config)])
+        where, findings = _where(summary, config, scale), findings_tables(config["findings"])
+        if recipe in FINDINGS_ALONE:
+            return "\n\n".join([where, *map(_shown, findings)])
+        losses = (_deep_table if recipe.startswith("b") else _table)(summary)
+        return "\n\n".join([losses, where, *_folded(findings)])
     return f"\nNot yet run: `stepsmith recipe run {recipe}`.\n"
 
 
-def _findings(config: dict[str, Any]) -> list[str]:
-    return [
-        found.markdown()
-        if len(found.lines) <= LONGEST
-        else f"**{found.caption}**: {len(found.lines)} lines, in the report."
-        for found in findings_tables(config["findings"])
-    ]
+def _shown(found: FindingsTable) -> str:
+    if len(found.lines) <= LONGEST:
+        return found.markdown()
+    return f"**{found.caption}**: {len(found.lines)} lines, in the report."
+
+
+def _folded(findings: list[FindingsTable]) -> list[str]:
+    """The tables, behind a line that opens them where they are long."""
+    shown = [_shown(found) for found in findings]
+    if sum(len(found.lines) for found in findings) <= OPEN:
+        return shown
+    topics = dict.fromkeys(re.split("[:,]", found.caption)[0] for found in findings)
+    names = html.escape(", ".join(topic for topic in topics if topic))
+    return [f"<details>\n<summary>Tables: {names}</summary>", *shown, "</details>"]
 
 
 def _cells(summary: dict[str, Any]) -> dict[tuple[Any, ...], dict[str, dict[str, Any]]]:

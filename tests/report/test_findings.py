@@ -134,13 +134,16 @@ def written(root: Path, recipe: str, findings) -> None:
 
 
 def test_tables_of_the_pages_end_with_cost_and_findings(make_tables, tmp_path):
-    written(tmp_path, "a13-spikes", {"left_out": [], "long": [{"number": n} for n in range(31)]})
+    long = [{"number": n} for n in range(31)]
+    written(tmp_path, "a13-spikes", {"left_out": [], "long": long})
     text = make_tables.table("a13-spikes", tmp_path)
     assert "| **mine** |" in text
     assert "`results/a13-spikes/hundred`; Abacus; comparisons 0.39, meta-training 123 core-hours." \
         in text  # fmt: skip
-    assert "| left out |\n|---|\n| – |" in text
-    assert text.endswith("**long**: 31 lines, in the report.")
+    assert text.endswith(
+        "<details>\n<summary>Tables: long</summary>\n\n| left out |\n|---|\n| – |\n\n"
+        "**long**: 31 lines, in the report.\n\n</details>"
+    )
     assert "Not yet run" in make_tables.table("a1-quadratic", tmp_path)
 
 

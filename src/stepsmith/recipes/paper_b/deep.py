@@ -146,10 +146,10 @@ DEPTHS: dict[str, Depth] = {
         rungs=(Rung(0.25, 5), Rung(1.0, 2)), copies=3, timing_rounds=9,
     ),
     "quick": Depth(
-        "resnet8", "fashion_mnist@classes0-1@rgb32@64@crop@flip@standardised",
-        ("mnist@classes0-1@rgb32@64@standardised",), ("nowhere@rgb32@64",),
-        batch=8, basis_epochs=2, basis_drop=0.5, snapshots=3, directions=4, unroll=3, episode=6,
-        episodes=2, window=3, descent=3, epochs=2, shorter=1, tests=3, seeds=2,
+        "resnet8", "fashion_mnist@classes0-1@rgb32@8@test8@crop@flip@standardised",
+        ("mnist@classes0-1@rgb32@8@test8@standardised",), ("nowhere@rgb32@8",),
+        batch=4, basis_epochs=2, basis_drop=0.5, snapshots=3, directions=4, unroll=3, episode=6,
+        episodes=2, window=3, descent=3, epochs=2, shorter=1, tests=2, seeds=2,
         rungs=(Rung(0.5, 3), Rung(1.0, 1)), copies=2, timing_rounds=1,
     ),
 }  # fmt: skip
