@@ -30,7 +30,13 @@ import torch
 from benchmarks.common import report, row
 from stepsmith.evaluate import Records
 from stepsmith.evaluate.epochs import Contest
-from stepsmith.evaluate.statistics import final_accuracies, first_reach, penalised, score
+from stepsmith.evaluate.statistics import (
+    final_accuracies,
+    first_reach,
+    last_tenth,
+    penalised,
+    score,
+)
 from stepsmith.machine import machine, versions
 from stepsmith.recipes.paper_b.comparisons import OWN, SL2O
 from stepsmith.recipes.paper_b.deep import (
@@ -121,8 +127,10 @@ def gather(folder: Path) -> None:
         for other, base in made.items():
             if name.partition("@")[0] in RULES and other.partition("@")[0] in BASELINES:
                 target = base["rows"][0]["value"]
+                width = last_tenth(len(base["curve"]))
                 steps, whole = (
-                    float(first_reach(np.array(one["curve"]), target)) for one in (rule, base)
+                    float(first_reach(np.array(one["curve"]), target, width))
+                    for one in (rule, base)
                 )
                 if np.isfinite(steps):
                     against = base["rows"][0]["what"]

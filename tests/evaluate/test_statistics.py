@@ -136,6 +136,8 @@ def test_steps_until_the_smoothed_curve_first_meets_the_target():
     # A horizon of 20 is smoothed over its last tenth, 2 steps.
     assert first_reach(np.linspace(1, 0, 21)[:20], 0.5) == 12
     assert first_reach(line, -1.0) == math.inf
+    # A target that is the mean of few steps is met over as few.
+    assert first_reach(line, 0.5, 1) == 51
     # What a curve comes down to is not lost beside where it began.
     steep = 100 * np.exp(-0.02 * np.arange(1000))
     assert first_reach(steep, steep[-100:].mean()) == 1000

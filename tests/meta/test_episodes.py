@@ -11,6 +11,7 @@ import torch
 
 from stepsmith import load
 from stepsmith.meta import BALANCES, MetaTrainConfig, meta_train
+from stepsmith.meta.config import VALIDATION_SPLITS
 from stepsmith.meta.episodes import joint_name, joint_score
 from stepsmith.meta.trainer import Run
 from stepsmith.rules import make_rule
@@ -119,6 +120,20 @@ def test_validation_scores_every_task_on_its_own_scale():
     ratios = [after / before for before, after in zip(first, last, strict=True)]
     assert score == pytest.approx(math.prod(ratios) ** 0.5)
     assert first[1] > 20 * first[0]
+
+
+def test_validations_train_on_the_split_they_are_told(tiny_task, monkeypatch):
+    seen = []
+    draw = tiny_task.stream
+    monkeypatch.setattr(
+        tiny_task, "stream", lambda sources, split: seen.append(split) or draw(sources, split)
+    )
+    for split in VALIDATION_SPLITS:
+        seen.clear()
+        make_run([tiny_task], validation_split=split).validate()
+        assert set(seen) == {split}
+    with pytest.raises(ValueError, match="validation_split"):
+        make_run([tiny_task], validation_split="test")
 
 
 def test_meta_training_on_two_tasks_beats_the_fresh_rule_on_both():

@@ -68,6 +68,10 @@ def test_the_command_line(capsys, tmp_path):
         main(["recipe", "run", "a1", "--quick", "--out", str(tmp_path)])
     assert done.value.code == 2
     assert "unknown recipe 'a1'" in capsys.readouterr().err
+    with pytest.raises(SystemExit) as done:
+        main(["recipe", "run", "b1-resnet8", "--hundred", "--out", str(tmp_path)])
+    assert done.value.code == 2
+    assert "b1-resnet8: has no scale --hundred; it has --small" in capsys.readouterr().err
 
 
 @pytest.mark.slow

@@ -82,7 +82,7 @@ class Block:
 
     Args:
         key: what they are about.
-        split: of the data: `train`, `test`, `meta_valid` or empty.
+        split: of the data: one of `stepsmith.tasks.base.SPLITS`, or empty.
         metric: `train_loss` (before each step), `final_loss` (its mean over the last tenth),
             `test_loss`, `test_accuracy`, `update_1`, ... (of single directions of a subspace),
             `seconds_per_step`, `gradient_seconds`, `core_seconds_per_step`, `subspace_seconds`

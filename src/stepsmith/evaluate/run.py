@@ -270,7 +270,8 @@ def add_meta_training(records: Records, key: Key, trained: TrainedRule) -> None:
     if points:
         steps = [point["inner_steps"] for point in points]
         scores = [point["score"] for point in points]
-        records.add(own, "validation_score", [scores], seeds=[0], steps=steps, split="meta_valid")
+        split = trained.manifest.get("meta_training", {}).get("validation_split", "meta_valid")
+        records.add(own, "validation_score", [scores], seeds=[0], steps=steps, split=split)
 
 
 def _named_rules(rules: Mapping[str, AnyRule] | Iterable[AnyRule]) -> dict[str, TrainedRule]:

@@ -149,13 +149,15 @@ def smoothed(curve_T: np.ndarray, width: int = SMOOTHING) -> np.ndarray:
     return np.concatenate([begun, whole / width], axis=-1)
 
 
-def first_reach(curve_T: np.ndarray, target: float) -> np.ndarray:
+def first_reach(curve_T: np.ndarray, target: float, width: int | None = None) -> np.ndarray:
     """Steps made when the smoothed curve first meets the target; inf where it never does.
 
-    Smoothed over as many steps as a final loss is the mean of: over fewer, noise alone would now
-    and then meet a target that the curve never comes down to. Only full windows count.
+    Smoothed over as many steps as the target is the mean of, by default the last tenth of this
+    curve's: over fewer, noise alone would now and then meet a target that the curve never comes
+    down to. Only full windows count, so no result is below `width`: of a curve that falls within a
+    window or little more, it is an upper bound.
     """
-    width = last_tenth(curve_T.shape[-1])
+    width = width or last_tenth(curve_T.shape[-1])
     below = smoothed(curve_T, width) <= target + 1e-9 * abs(target)
     below[..., : width - 1] = False
     return np.where(below.any(-1), below.argmax(-1) + 1.0, np.inf)

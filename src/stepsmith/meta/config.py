@@ -16,6 +16,11 @@ running geometric mean of their norms, so that all pull alike. `loss`: its meta-
 its loss before the first step (unneeded for the log loss). `none`: as they are."""
 
 
+VALIDATION_SPLITS = ("meta_valid", "meta_train")
+"""Examples held out, or those of meta-training with starts and batches held out: where a validation
+is so long that a network of many parameters would learn the held-out tenth by heart."""
+
+
 @dataclass(frozen=True)
 class MetaTrainConfig:
     """Everything that decides a meta-training, so that the same values give the same numbers.
@@ -50,6 +55,7 @@ class MetaTrainConfig:
         validation_copies: optimizees of a validation, of each task.
         validation_horizon: steps of a validation; None is the horizon.
         validation_loss: by which the weights are kept, as `loss`; None is `loss`.
+        validation_split: whose examples validations train on, one of `VALIDATION_SPLITS`.
         patience: end where this many validations in a row were no better than the best before
             them; None spends the whole budget.
         seed: of everything.
@@ -84,6 +90,7 @@ class MetaTrainConfig:
     validation_copies: int = 16
     validation_horizon: int | None = None
     validation_loss: str | None = None
+    validation_split: str = "meta_valid"
     patience: int | None = None
     seed: int = 0
     checkpoint_seconds: float = 120.0
@@ -120,6 +127,7 @@ class MetaTrainConfig:
                 raise ValueError(f"{owner}: {name} must lie in [0, 1], got {getattr(self, name)}")
         require_choice(owner, "loss", self.loss, META_LOSSES)
         require_choice(owner, "validation_loss", self.validated_by, META_LOSSES)
+        require_choice(owner, "validation_split", self.validation_split, VALIDATION_SPLITS)
         require_choice(owner, "losses", self.losses, ("after", "before"))
         require_choice(owner, "teacher", self.teacher, tuple(TEACHERS))
         require_choice(owner, "balance", self.balance, BALANCES)

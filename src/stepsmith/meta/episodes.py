@@ -161,12 +161,12 @@ class Episodes:
         """The mean size of the validation optimizees' losses before their first step."""
         if self._initial is None:
             copies = self._validation_copies()
-            losses, _ = copies.gradients(copies.batches("meta_valid"))
+            losses, _ = copies.gradients(copies.batches(self.config.validation_split))
             self._initial = max(float(losses.abs().mean()), 1e-12)
         return self._initial
 
     def validate(self, weights: Weights) -> float:
-        """The validation loss of whole episodes on held-out examples, the same starts every time.
+        """The validation loss of whole episodes, the same starts and batches every time.
 
         Where all copies are about to begin an episode, the rule's memory of them is let go before,
         so that a validation needs no more memory than a window.
@@ -178,7 +178,7 @@ class Episodes:
             del self.stepper
         copies = self._validation_copies()
         stepper = self._stepper(weights, copies)
-        losses = roll(copies, stepper, steps, split="meta_valid")
+        losses = roll(copies, stepper, steps, split=config.validation_split)
         if fresh:
             del stepper
             self.stepper = self._stepper(weights, self.copies)

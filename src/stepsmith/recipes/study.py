@@ -50,9 +50,9 @@ class Scale:
     """How much a recipe measures.
 
     Args:
-        name: `full`; `hundred`, the full scale without its longer horizons; `small`, for the deep
-            networks of SL2O on two cores (`DEPTHS` of `stepsmith.recipes.paper_b.deep`), like
-            `hundred` for the others; or `quick`.
+        name: `full`; `hundred`, the full scale without its longer horizons; `small`, of the deep
+            networks of SL2O on two cores (amounts: `DEPTHS` of `stepsmith.recipes.paper_b.deep`);
+            or `quick`.
         first: the horizon of the paper's figures.
         long: a further horizon, None for none.
         longest: one more, for the MLP.
@@ -198,11 +198,13 @@ class Recipe:
         name: such as `a2-mlp`.
         what: one line of what it measures.
         run: does it all.
+        scales: names of those it has.
     """
 
     name: str
     what: str
     run: Callable[[Study], None]
+    scales: tuple[str, ...] = ("full", "hundred", "quick")
 
 
 def run_recipe(
@@ -231,8 +233,11 @@ def run_recipe(
         say: told what is being done.
 
     Raises:
-        ValueError: `folder` holds results already.
+        ValueError: the recipe has no such scale, or `folder` holds results already.
     """
+    if scale.name not in recipe.scales:
+        others = ", ".join(f"--{name}" for name in recipe.scales if name != "full")
+        raise ValueError(f"{recipe.name}: has no scale --{scale.name}; it has {others}, and full")
     if (folder / "summary.json").exists() and not overwrite:
         raise ValueError(
             f"{folder}: holds the results of an earlier run; pass --overwrite, or another --out"

@@ -93,9 +93,9 @@ def outlasting(
 
     Returns:
         Steps of both; final losses (means over seeds of each run's last tenth), their ratio and
-        that of each seed; `met`, steps in which the mean curve, smoothed over the last tenth of its
-        length, first meets the other's final loss, None where it never does; the difference of test
-        accuracies in points.
+        that of each seed; `met`, steps in which the mean curve first meets the other's final loss,
+        smoothed over as many steps as that is the mean of, None where it never does; the difference
+        of test accuracies in points.
     """
     found = curves(records, task, protocol)[optimizer]
     base = curves(records, shorter, protocol)[other]
@@ -109,7 +109,7 @@ def outlasting(
         "final_loss": float(finals_S.mean()), "final_loss_of_that": target,
         "ratio": float(finals_S.mean()) / target,
         "ratio_of_each_seed": (finals_S / targets_S).tolist(),
-        "met": _finite(float(first_reach(own_ST.mean(0), target))),
+        "met": _finite(float(first_reach(own_ST.mean(0), target, last_tenth(other_ST.shape[1])))),
         "points_of_accuracy": None if points_S is None else float(points_S.mean()),
     }  # fmt: skip
 

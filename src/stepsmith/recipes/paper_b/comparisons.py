@@ -6,8 +6,9 @@ Source: Chen et al., "Scalable Learning to Optimize", ECCV 2022, and its supplem
 from __future__ import annotations
 
 import logging
+import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -32,8 +33,8 @@ from stepsmith.recipes.paper_b.deep import (
     TO_HALF,
     Place,
     contest,
+    deep_recipe,
     depth,
-    depth_name,
     fresh_places,
     learn,
     learn_own,
@@ -56,10 +57,11 @@ ARCHITECTURES = {
 }  # fmt: skip
 UNROLLS = (5, 10, 15, 20)
 EPISODES = (200, 500, 1000, 2000)
-SCALES_OF_DM = (0.01, 0.1, 1.0)
-"""Factors on L2O-DM's outputs: the published one and larger ones; the best by validation counts."""
-RATES_OF_DM = (0.001, 0.003)
-"""Rates of meta-Adam beside `META_RATE` for L2O-DM at its best factor."""
+PUBLISHED_DM = (0.01, META_RATE)
+"""Of L2O-DM as published: the factor on its outputs, and meta-Adam's rate."""
+FACTORS_OF_DM = (0.001, 0.01, 0.1, 1.0, 10.0, 100.0)
+RATES_OF_DM = (0.0003, 0.001, 0.003, 0.01, 0.03, 0.1)
+"""Both to choose from by validation."""
 
 
 def network(study: Study, name: str) -> None:
@@ -276,7 +278,7 @@ def _short(data: str) -> str:
 
 def architecture_transfer(study: Study) -> None:
     """Table 3, right: rules of other networks."""
-    places = {name: place(study, name) for name in ARCHITECTURES[depth_name(study)]}
+    places = {name: place(study, name) for name in ARCHITECTURES[study.scale.name]}
     homes = {f"{SL2O} ({name})": here for name, here in places.items()}
     rules = {
         f"{SL2O} ({name})": learn(study, f"sl2o-{name}", here.sub) for name, here in places.items()
@@ -303,31 +305,57 @@ def accuracies(records: Records) -> list[dict[str, Any]]:
 
 def versus_dm(study: Study) -> None:
     """Section 2.7: one LSTM on raw gradients, as published and tuned: the factor on its outputs,
-    then the meta-rate at the best factor."""
+    then the meta-rate at the best factor, each until both neighbours of the best do worse."""
     net = depth(study).network
     here = place(study, net)
     found: dict[tuple[float, float], TrainedRule] = {}
 
     def validated(tried: tuple[float, float]) -> float:
-        scale, rate = tried
-        rule = l2o_dm(hidden=20, layers=1, inputs="raw", step_scale=scale, faithful=True)
-        label = f"l2o-dm-{net}-{scale:g}" + ("" if rate == META_RATE else f"-{rate:g}")
+        if tried in found:
+            return found[tried].manifest["validation"]["score"]
+        factor, rate = tried
+        rule = l2o_dm(hidden=20, layers=1, inputs="raw", step_scale=factor, faithful=True)
+        label = f"l2o-dm-{net}-{factor:g}" + ("" if rate == META_RATE else f"-{rate:g}")
         found[tried] = learn(study, label, here.sub, rule, lr=rate)
         return found[tried].manifest["validation"]["score"]
 
-    best, _ = min(((scale, META_RATE) for scale in SCALES_OF_DM), key=validated)
-    for rate in RATES_OF_DM:
-        validated((best, rate))
-    scores = {tried: trained.manifest["validation"]["score"] for tried, trained in found.items()}
-    published, tuned = (SCALES_OF_DM[0], META_RATE), min(scores, key=scores.__getitem__)
-    rules = {SL2O: learn(study, f"sl2o-{net}", here.sub), "L2O-DM as published": found[published]}
-    if tuned != published:
-        rules["L2O-DM, tuned"] = found[tuned]
+    validated(PUBLISHED_DM)
+    factor = climb(lambda factor: validated((factor, META_RATE)), FACTORS_OF_DM, 0.1)
+    rate = climb(lambda rate: validated((factor, rate)), RATES_OF_DM, META_RATE)
+    rules = {
+        SL2O: learn(study, f"sl2o-{net}", here.sub), "L2O-DM as published": found[PUBLISHED_DM],
+    }  # fmt: skip
+    if (factor, rate) != PUBLISHED_DM:
+        rules["L2O-DM, tuned"] = found[factor, rate]
     against_subspace(study, net, here, fresh_places(study, net), rules)
-    study.findings["validations"] = [
-        {"outputs_times": scale, "meta_rate": rate, "score": score}
-        for (scale, rate), score in scores.items()
-    ]
+    study.findings["tuning"] = [
+        {
+            "outputs_times": tried[0], "meta_rate": tried[1],
+            "validation": trained.manifest["validation"]["score"],
+            "meta_seconds": trained.manifest["seconds"], "chosen": tried == (factor, rate),
+        }
+        for tried, trained in sorted(found.items())
+    ]  # fmt: skip
+
+
+def climb(score: Callable[[float], float], ladder: Sequence[float], start: float) -> float:
+    """The best rung tried of a ladder: from `start` on, neighbours of the best are tried until
+    there are none that are new.
+
+    >>> climb(lambda rung: abs(rung - 9), (1, 3, 10, 30), 1)
+    10
+    """
+    scores: dict[float, float] = {}
+    best = start
+    while True:
+        place = ladder.index(best)
+        new = [rung for rung in ladder[max(0, place - 1) : place + 2] if rung not in scores]
+        if not new:
+            return best
+        for rung in new:
+            value = score(rung)
+            scores[rung] = value if math.isfinite(value) else math.inf
+        best = min(scores, key=scores.__getitem__)
 
 
 def unrolls(study: Study) -> None:
@@ -360,7 +388,7 @@ def episodes(study: Study) -> None:
 
 
 def _network(name: str, what: str, net: str) -> Recipe:
-    return Recipe(name, what, partial(network, name=net))
+    return deep_recipe(name, what, partial(network, name=net))
 
 
 RECIPES = (
@@ -369,12 +397,12 @@ RECIPES = (
     _network("b3-resnet18", "SL2O on ResNet-18", "resnet18"),
     _network("b4-vgg16", "SL2O on VGG-16", "vgg16"),
     _network("b5-mobilenetv2", "SL2O on MobileNetV2", "mobilenetv2"),
-    Recipe("b6-data-transfer", "SL2O's rules on other data sets (table 3)", data_transfer),
-    Recipe(
+    deep_recipe("b6-data-transfer", "SL2O's rules on other data sets (table 3)", data_transfer),
+    deep_recipe(
         "b7-architecture-transfer", "SL2O's rules on other networks (table 3)",
         architecture_transfer,
     ),
-    Recipe("b8-versus-l2o-dm", "SL2O and L2O-DM in one subspace (section 2.7)", versus_dm),
-    Recipe("b9-unroll-length", "windows of meta-training (section 2.8)", unrolls),
-    Recipe("b10-episode-length", "episodes of meta-training (section 2.8, table 4)", episodes),
+    deep_recipe("b8-versus-l2o-dm", "SL2O and L2O-DM in one subspace (section 2.7)", versus_dm),
+    deep_recipe("b9-unroll-length", "windows of meta-training (section 2.8)", unrolls),
+    deep_recipe("b10-episode-length", "episodes of meta-training (section 2.8, table 4)", episodes),
 )  # fmt: skip

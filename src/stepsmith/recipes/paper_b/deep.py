@@ -25,7 +25,7 @@ from stepsmith.evaluate.epochs import Contest, Length
 from stepsmith.evaluate.halving import RUNGS, Rung
 from stepsmith.evaluate.schedules import Schedule, Scheduled
 from stepsmith.hub import TrainedRule
-from stepsmith.recipes.study import Study
+from stepsmith.recipes.study import Recipe, Study
 from stepsmith.rules import Rule, make_rule, rnnprop
 from stepsmith.subspace import Snapshots, Subspace, from_trajectory
 from stepsmith.subspace.snapshots import write_snapshot
@@ -156,14 +156,13 @@ DEPTHS: dict[str, Depth] = {
 """Amounts by scale: the paper's, for a GPU; for two cores; for tests."""
 
 
-def depth_name(study: Study) -> str:
-    """Which of `DEPTHS` a study's scale stands for."""
-    return "small" if study.scale.name == "hundred" else study.scale.name
+deep_recipe = partial(Recipe, scales=tuple(DEPTHS))
+"""A recipe of these scales."""
 
 
 def depth(study: Study) -> Depth:
     """The amounts of a study's scale."""
-    return DEPTHS[depth_name(study)]
+    return DEPTHS[study.scale.name]
 
 
 @dataclass(frozen=True)

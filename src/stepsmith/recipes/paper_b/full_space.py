@@ -22,13 +22,13 @@ from stepsmith.recipes.paper_b.deep import (
     FULL_SPACE,
     Place,
     contest,
+    deep_recipe,
     depth,
-    depth_name,
     fresh_places,
     learn,
     place,
 )
-from stepsmith.recipes.study import Recipe, Study
+from stepsmith.recipes.study import Study
 from stepsmith.rules import Rule, make_rule, rnnprop
 from stepsmith.tasks import ModuleTask, Task
 from stepsmith.tasks.networks import get_network
@@ -60,18 +60,19 @@ def all_parameters(study: Study) -> None:
     """The rules on all parameters beside SL2O and the tuned baselines, from the saved start and
     from fresh ones; over as many steps as SL2O takes with those of its basis; memory and rate of
     meta-training them."""
-    for name in NETWORKS[depth_name(study)]:
+    for name in NETWORKS[study.scale.name]:
         _network(study, name)
-    study.findings["memory"] = [memory(study, name) for name in MEASURED[depth_name(study)]]
+    study.findings["memory"] = [memory(study, name) for name in MEASURED[study.scale.name]]
 
 
 def _network(study: Study, name: str) -> None:
     here, fresh, amounts = place(study, name), fresh_places(study, name), depth(study)
     within = learn(study, f"sl2o-{name}", here.sub)
+    # A test's steps on a tenth of the images would be kept for learning these by heart.
     rules = {
         label: learn(
             study, f"full-space-{name}-{number + 1}", here.task, rule, unroll=amounts.window,
-            samples=SAMPLES,
+            samples=SAMPLES, validation_split="meta_train",
         )
         for number, (label, rule) in enumerate(RULES.items())
     }  # fmt: skip
@@ -184,5 +185,5 @@ def _meta_train(task: Task, steps: int) -> float:
 
 
 RECIPES = (
-    Recipe("b12-full-space", "rules on all parameters of ResNet-20 and -18", all_parameters),
+    deep_recipe("b12-full-space", "rules on all parameters of ResNet-20 and -18", all_parameters),
 )

@@ -22,8 +22,16 @@ from stepsmith.evaluate.run import (
     learned_key,
 )
 from stepsmith.recipes.paper_b.comparisons import SL2O
-from stepsmith.recipes.paper_b.deep import SUBSPACE, contest, depth, learn, place
-from stepsmith.recipes.study import Recipe, Study
+from stepsmith.recipes.paper_b.deep import (
+    FRESH,
+    SUBSPACE,
+    contest,
+    deep_recipe,
+    depth,
+    learn,
+    place,
+)
+from stepsmith.recipes.study import Study
 from stepsmith.tasks import Task
 from stepsmith.unroll import Copies, Start, roll
 
@@ -93,33 +101,44 @@ def statements(updates_STK: np.ndarray) -> list[dict[str, Any]]:
 
 
 def principal(study: Study) -> None:
-    """Momentum at its tuned rate without its schedule's drops, and SL2O, from the same start."""
+    """Momentum at its tuned rate without its schedule's drops, and SL2O, from the same start: the
+    saved one with batches of several seeds, then starts and bases of which each seed has its own,
+    and which neither rule nor rate has seen."""
     net = depth(study).network
     here = place(study, net)
     trained = learn(study, f"sl2o-{net}", here.sub)
     held = contest(study, net, here.task)
     rate = held.baseline(MOMENTUM, here.sub, SUBSPACE[MOMENTUM])
-    quick = study.scale.name == "quick"
-    steps, seeds = (8, range(2)) if quick else (STEPS, range(SEEDS))
-    key = Key(
-        recipe=study.recipe, scale=study.scale.name, protocol="as-published",
-        task=f"{net}, {DIRECTIONS} of {depth(study).directions} directions",
-        network=here.task.network_name, data=here.task.data_name, horizon=steps,
-    )  # fmt: skip
-    sgd = partial(torch.optim.SGD, lr=rate, momentum=0.9)
-    momentum = replace(key, optimizer=MOMENTUM, kind="baseline", tuned_for="final")
-    rule = learned_key(key, SL2O, trained)
-    add_meta_training(study.records, rule, trained)
-    steppers: dict[str, tuple[Key, MakeStepper]] = {
-        MOMENTUM: (momentum, by_torch(sgd)),
-        SL2O: (rule, by_rule(trained)),
+    steps, seeds = (8, range(2)) if study.scale.name == "quick" else (STEPS, range(SEEDS))
+    makers = {
+        MOMENTUM: by_torch(partial(torch.optim.SGD, lr=rate, momentum=0.9)),
+        SL2O: by_rule(trained),
     }
-    for name, (own, make) in steppers.items():
-        study.say(f"principal directions: {name}")
-        losses_ST, updates_STK = updates(here.sub, make, seeds, steps)
-        _keep(study.records, own, losses_ST, updates_STK, seeds)
-        study.findings[name] = statements(updates_STK)
-    study.findings["claims"] = claims(study.findings[SL2O], study.findings[MOMENTUM])
+    fresh = [place(study, net, seed=FRESH + seed).sub for seed in seeds]
+    for protocol, tasks in (("as-published", [here.sub] * len(seeds)), ("corrected", fresh)):
+        key = Key(
+            recipe=study.recipe, scale=study.scale.name, protocol=protocol,
+            task=f"{net}, {DIRECTIONS} of {depth(study).directions} directions",
+            network=here.task.network_name, data=here.task.data_name, horizon=steps,
+        )  # fmt: skip
+        keys = {
+            MOMENTUM: replace(key, optimizer=MOMENTUM, kind="baseline", tuned_for="final"),
+            SL2O: learned_key(key, SL2O, trained),
+        }
+        add_meta_training(study.records, keys[SL2O], trained)
+        said: dict[str, list[dict[str, Any]]] = {}
+        for name, make in makers.items():
+            study.say(f"principal directions, {protocol}: {name}")
+            each = [
+                updates(task, make, [seed], steps) for task, seed in zip(tasks, seeds, strict=True)
+            ]
+            losses_ST, updates_STK = (np.concatenate(parts) for parts in zip(*each, strict=True))
+            _keep(study.records, keys[name], losses_ST, updates_STK, seeds)
+            said[name] = statements(updates_STK)
+        for what, entries in {**said, "claims": claims(said[SL2O], said[MOMENTUM])}.items():
+            study.findings.setdefault(what, []).extend(
+                {"protocol": protocol, **entry} for entry in entries
+            )
 
 
 def claims(
@@ -157,7 +176,7 @@ def _keep(
 
 
 RECIPES = (
-    Recipe(
+    deep_recipe(
         "b11-principal-directions", "updates of the first principal directions (figure 7)",
         principal,
     ),
