@@ -423,11 +423,27 @@ def test_states_that_do_not_fit_change_nothing(subspace):
     ):
         with pytest.raises(ValueError, match=match):
             optimizer.load_state_dict(state)
+    elsewhere = dataclasses.replace(subspace, origin=subspace.origin + 1)
+    turned = random(network(), subspace.dim, generator=seeded(2))
+    for of in (elsewhere, turned):
+        saved = SubspaceOptimizer(network(), of, INNER["momentum"]).state_dict()
+        with pytest.raises(ValueError, match="saved with another subspace"):
+            optimizer.load_state_dict(saved)
     assert torch.equal(before, optimizer.coefficients)
     fewer = optimizer.state_dict()
     fewer["param_groups"] = [{**fewer["param_groups"][0], "params": [0]}]
     with pytest.raises(ValueError, match=r"the state is of \[1\] parameters, the subspace of 6"):
         optimizer.load_state_dict(fewer)
+
+
+def test_a_state_brings_an_origin_of_its_own_to_the_same_directions(subspace):
+    optimizer = SubspaceOptimizer(network(), subspace, INNER["momentum"], start="model")
+    elsewhere = dataclasses.replace(subspace, origin=subspace.origin + 1)
+    other = SubspaceOptimizer(network(), elsewhere, INNER["momentum"])
+    other.load_state_dict(optimizer.state_dict())
+    assert torch.equal(other.origin, optimizer.origin)
+    unmarked = {k: v for k, v in optimizer.state_dict().items() if k != "subspace"}
+    optimizer.load_state_dict(unmarked)
 
 
 def test_the_package_exports_it():

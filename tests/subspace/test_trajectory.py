@@ -207,11 +207,21 @@ def test_a_checkpoint_that_is_not_finite_is_named(bad, block, tmp_path):
         from_trajectory(good, 2, origin=states[3])
 
 
+def test_folders_without_snapshots(tmp_path):
+    with pytest.raises(ValueError, match=r"typo: does not exist; pass the folder that Snapshots"):
+        from_trajectory(tmp_path / "typo", 2)
+    save_file(drawn(1, 1)[0], tmp_path / "epoch_01.safetensors")
+    with pytest.raises(ValueError, match=r"holds no snapshot-\*.safetensors; .* a list of"):
+        from_trajectory(str(tmp_path), 2)
+
+
 def test_checkpoints_of_different_networks():
     states = drawn(4, 3)
     renamed = {("v" if key == "w" else key): value for key, value in states[0].items()}
     with pytest.raises(ValueError, match="checkpoint 4: has no tensor 'w'"):
         from_trajectory([*states, renamed], 2)
+    with pytest.raises(ValueError, match="the origin: has no tensor 'w'"):
+        from_trajectory(states, 2, origin=renamed)
     turned = {**states[0], "b": torch.zeros(8, dtype=torch.float64)}
     match = r"checkpoint 4: tensor 'b' has shape \(8,\) .* in the first checkpoint \(7,\)"
     with pytest.raises(ValueError, match=match):

@@ -47,8 +47,22 @@ def test_starts_are_told_apart_and_must_fit():
     with pytest.raises(ValueError, match="does not fit mlp-mnist"):
         StartedTask(task, {key: value for key, value in one.items() if "bias" not in key})
     wrong = {**one, next(iter(one)): torch.zeros(2)}
-    with pytest.raises(ValueError, match=f"differs in '{next(iter(one))}'"):
+    with pytest.raises(ValueError, match=rf"'{next(iter(one))}' has shape \(2,\) in the start"):
         StartedTask(task, wrong)
+    with pytest.raises(
+        ValueError, match=r"'mean' has shape \(3,\) in the start, is missing in the"
+    ):
+        StartedTask(task, one, {"mean": torch.zeros(3)})
+
+
+def test_a_start_does_not_move_with_the_model_it_came_from():
+    task = make_task("mlp-mnist", source="sample")
+    params, _ = task.init(torch.Generator().manual_seed(1))
+    started = StartedTask(task, params)
+    before = identity(started)
+    for value in params.values():
+        value.add_(1)
+    assert identity(started) == before
 
 
 def test_starts_are_told_apart_by_their_running_statistics():

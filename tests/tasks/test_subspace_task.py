@@ -273,3 +273,11 @@ def test_the_rule_that_comes_out_deploys():
     losses = roll(group, stepper, 3)
     assert losses.shape == (3, 2)
     assert bool(losses.isfinite().all())
+
+
+def test_a_basis_of_another_dtype_is_refused():
+    task = normed_task()
+    params, buffers = task.init(seeded())
+    narrow = random(task.module(params, buffers).float(), 5)
+    with pytest.raises(ValueError, match=r"parameter '0.weight' is torch.float64, in the subspace"):
+        SubspaceTask(task, narrow)

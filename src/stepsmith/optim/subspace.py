@@ -1,6 +1,6 @@
 """Any optimizer or learned rule on a few coefficients of a big model.
 
-Shape letters: D = directions, N = numbers of all tensors.
+Shape letters: D = directions, N = numbers of all tensors, X = any leading axes.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from stepsmith import store
 from stepsmith.optim.loading import seen_after_hooks
 from stepsmith.rules.base import require_choice
 from stepsmith.subspace import Subspace, products
@@ -18,7 +19,9 @@ from stepsmith.subspace.layout import NamedParams, members
 
 MakeInner = Callable[[Iterable[Tensor]], torch.optim.Optimizer]
 
-_OWN = ("coefficients", "inner", "origin", "optimizer")
+_OWN = ("coefficients", "inner", "optimizer")
+SAMPLED = 2**13
+"""Columns of a basis by which it is told from others."""
 
 
 class SubspaceOptimizer(torch.optim.Optimizer):
@@ -201,14 +204,15 @@ class SubspaceOptimizer(torch.optim.Optimizer):
         self.param_groups[0].update(options)
 
     def state_dict(self) -> dict[str, Any]:  # type: ignore[override]
-        """Everything the next steps depend on but the subspace: c, the state of `inner`, options;
-        the origin too where it is not the subspace's own."""
+        """Everything the next steps depend on but the subspace, of which there is only a mark: c,
+        the state of `inner`, options; the origin too where it is not the subspace's own."""
         self._hand_over()
         found = {
             **super().state_dict(),
             "coefficients": self.coefficients.detach(),
             "inner": self.inner.state_dict(),
             "optimizer": type(self.inner).__name__,
+            "subspace": _mark(self.subspace, with_origin=self._origin is None),
         }
         if self._origin is not None:
             found["origin"] = self._origin
@@ -218,8 +222,8 @@ class SubspaceOptimizer(torch.optim.Optimizer):
         """Load a state, and set the model's parameters to what it says.
 
         Raises:
-            ValueError: the state of another optimizer, of another number of coefficients, or of
-                other parameters.
+            ValueError: the state of another optimizer, of another subspace, or of other
+                parameters.
         """
         with seen_after_hooks(self, self._load_inner) as seen:
             super().load_state_dict(state_dict)
@@ -237,7 +241,7 @@ class SubspaceOptimizer(torch.optim.Optimizer):
         self.inner.load_state_dict(loading["inner"])
 
     def _require_state(self, loading: dict[str, Any]) -> None:
-        missing = [key for key in _OWN if key not in loading and key != "origin"]
+        missing = [key for key in _OWN if key not in loading]
         if missing:
             raise ValueError(
                 f"SubspaceOptimizer: the state lacks {', '.join(map(repr, missing))}; load one "
@@ -257,12 +261,32 @@ class SubspaceOptimizer(torch.optim.Optimizer):
                     f"SubspaceOptimizer: {key} should have shape {want}, the state's have {found}; "
                     "load it with the subspace it was saved with"
                 )
+        mark = _mark(self.subspace, with_origin="origin" not in loading)
+        if loading.get("subspace", mark) != mark:  # states saved before there was a mark have none
+            raise ValueError(
+                "SubspaceOptimizer: the state was saved with another subspace of as many "
+                "directions, or with this one stored in another dtype: its coefficients mean "
+                "nothing here; load it with the subspace it was saved with"
+            )
         groups = [len(group["params"]) for group in loading["param_groups"]]
         if groups != [len(self.param_groups[0]["params"])]:
             raise ValueError(
                 f"SubspaceOptimizer: the state is of {groups} parameters, the subspace of "
                 f"{len(self.param_groups[0]['params'])}"
             )
+
+
+def _mark(subspace: Subspace, *, with_origin: bool) -> int:
+    """A number for a basis, by some columns of it; with its origin where a state relies on that. A
+    number, since sharded checkpoints take no strings."""
+    tensors = {f"basis.{place}": _some(block) for place, block in enumerate(subspace.blocks)}
+    if with_origin:
+        tensors["origin"] = _some(subspace.origin)
+    return int(store.fingerprint(tensors)[:12], 16)
+
+
+def _some(values_XN: Tensor) -> Tensor:
+    return values_XN[..., :: max(1, values_XN.shape[-1] // SAMPLED)]
 
 
 def _require_inner(inner: Any, coefficients: Tensor) -> None:

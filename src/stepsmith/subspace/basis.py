@@ -185,13 +185,17 @@ class Subspace:
 
     def to(self, device: torch.device | str) -> Subspace:
         """The same subspace on a device; itself where it is there."""
-        if self.origin.device == torch.device(device):
+        device = torch.empty(0, device=device).device  # `cuda` is one of them, with its number
+        if self.device == device:
             return self
-        return dataclasses.replace(
+        moved = dataclasses.replace(
             self, blocks=tuple(block.to(device) for block in self.blocks),
             origin=self.origin.to(device),
             buffers={key: value.to(device) for key, value in self.buffers.items()},
         )  # fmt: skip
+        if "fingerprint" in self.__dict__:  # to hash a large basis takes seconds
+            moved.__dict__["fingerprint"] = self.fingerprint
+        return moved
 
     def deviation(self) -> float:
         """The largest entry of |P P^T - 1|: how far the stored rows are from orthonormal."""
@@ -270,7 +274,7 @@ class Subspace:
             }
             found = cls(blocks, tensors["origin"], layout, buffers, manifest["info"])
             found.__dict__["fingerprint"] = manifest["fingerprint"]
-            return found if found.device == torch.device(device) else found.to(device)
+            return found.to(device)
         except (KeyError, TypeError, AttributeError, ValueError) as error:
             raise CheckpointError(f"{path}: the manifest lacks or garbles {error}") from None
 

@@ -33,15 +33,15 @@ class Checkpoint:
 
     Args:
         source: a state dict or a file.
-        place: its place in the run, for messages.
+        label: what it is called in messages.
 
     Raises:
         TypeError: neither.
         CheckpointError: a file that is missing or no safetensors file.
     """
 
-    def __init__(self, source: Source, place: int):
-        self.label = f"checkpoint {place}"
+    def __init__(self, source: Source, label: str):
+        self.label = label
         self.manifest: dict[str, Any] = {}
         self._path: Path | None = None
         self._tensors: Mapping[str, Tensor] = {}
@@ -156,15 +156,22 @@ def as_checkpoints(sources: Snapshots | str | Path | Iterable[Source]) -> list[C
         sources: a recorder, the folder of one, or state dicts and paths in order of time.
 
     Raises:
-        TypeError, CheckpointError: as `Checkpoint`; a single file or state dict.
+        TypeError, CheckpointError: as `Checkpoint`; a single state dict.
+        ValueError: a folder that is missing, holds no snapshots or is a file.
     """
     if isinstance(sources, Snapshots):
         sources = sources.paths()
     elif isinstance(sources, str | Path):
-        sources = Snapshots.listed(sources)
+        folder, sources = sources, Snapshots.listed(sources)
+        if not sources:
+            holds = "holds no snapshot-*.safetensors" if Path(folder).exists() else "does not exist"
+            raise ValueError(
+                f"{folder}: {holds}; pass the folder that Snapshots wrote to, or a list of state "
+                "dicts or of paths of safetensors files"
+            )
     elif isinstance(sources, Mapping):
         raise TypeError(
             "a trajectory is several checkpoints: pass a list of state dicts or paths, got one "
             "state dict"
         )
-    return [Checkpoint(source, place) for place, source in enumerate(sources)]
+    return [Checkpoint(source, f"checkpoint {place}") for place, source in enumerate(sources)]

@@ -82,7 +82,8 @@ def drawn(
     layout = TypedLayout.of({name: params[name] for names in groups for name in names})
     dims = [sum(params[name].numel() for name in names) for names in groups]
     shapes = [(min(d, size), size) for size in dims]
-    seed = int(torch.randint(2**62, (), generator=generator))
+    device = None if generator is None else generator.device
+    seed = int(torch.randint(2**62, (), generator=generator, device=device))
 
     def parts() -> Iterator[Part]:
         # Drawn again at every pass: nothing is held but what is asked for.

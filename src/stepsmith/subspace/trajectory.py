@@ -106,7 +106,7 @@ class Run:
             tuple(first.forms[name][0] for name in names),
             tuple(first.forms[name][1] for name in names),
         )
-        self.origin = first if origin is None else Checkpoint(origin, 0)
+        self.origin = first if origin is None else Checkpoint(origin, "the origin")
         for checkpoint in [*self.checkpoints, self.origin]:
             checkpoint.require(self.layout)
         if isinstance(params, nn.Module):

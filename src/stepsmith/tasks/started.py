@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from stepsmith.store import fingerprint
 from stepsmith.tasks.base import Buffers, Params, Task
@@ -17,23 +19,22 @@ class StartedTask(WrappedTask):
 
     Args:
         task: the other one.
-        params: its parameters at the start, by name.
-        buffers: buffers at the start; those not named are the task's own fresh ones.
+        params: its parameters at the start, by name; copied.
+        buffers: buffers at the start; those not named are the task's own fresh ones; copied.
 
     Raises:
-        ValueError: parameters of other names or shapes than the task's.
+        ValueError: parameters or buffers of other names or shapes than the task's.
     """
 
     def __init__(self, task: Task, params: Params, buffers: Buffers | None = None):
         own, fresh = task.init(torch.Generator().manual_seed(0))
-        shapes = [{k: tuple(v.shape) for k, v in part.items()} for part in (own, params)]
-        if shapes[0] != shapes[1]:
-            wrong = sorted(shapes[0].items() ^ shapes[1].items())[0]
-            raise ValueError(
-                f"StartedTask: the start does not fit {task.name}: it differs in {wrong[0]!r}"
-            )
+        given = buffers or {}
+        _require_fit(task.name, params, own)
+        _require_fit(task.name, given, {name: fresh[name] for name in fresh if name in given})
         super().__init__(task)
-        self._params, self._buffers = params, buffers or {}
+        # A model's own tensors would move on as it is trained.
+        self._params = {name: value.detach().clone() for name, value in params.items()}
+        self._buffers = {name: value.detach().clone() for name, value in given.items()}
         self._moved = {
             name: value
             for name, value in self._buffers.items()
@@ -56,3 +57,16 @@ class StartedTask(WrappedTask):
                 for name, value in buffers.items()
             },
         )
+
+
+def _require_fit(name: str, start: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> None:
+    for key in sorted(start.keys() | own.keys()):
+        have, want = (tuple(part[key].shape) if key in part else None for part in (start, own))
+        if have != want:
+            told = [
+                "is missing" if shape is None else f"has shape {shape}" for shape in (have, want)
+            ]
+            raise ValueError(
+                f"StartedTask: the start does not fit {name}: {key!r} {told[0]} in the start, "
+                f"{told[1]} in the task"
+            )

@@ -36,7 +36,7 @@ class SubspaceTask(WrappedTask):
 
     Raises:
         ValueError: no subspace, several of different dimensions, or one that does not fit the
-            task's parameters (names the first tensor that differs).
+            task's parameters (names the first tensor that differs, in shape or dtype).
     """
 
     def __init__(self, task: Task, subspaces: Subspace | Sequence[Subspace]):
@@ -118,7 +118,14 @@ class SubspaceTask(WrappedTask):
 
 
 def _require_same(subspace: Subspace, params: Params) -> None:
-    subspace.layout.require(params, "the task's parameters")
+    layout = subspace.layout
+    layout.require(params, "the task's parameters")
+    for name, dtype in zip(layout.names, layout.dtypes, strict=True):
+        if params[name].dtype != dtype:
+            raise ValueError(
+                f"SubspaceTask: the task's parameter {name!r} is {params[name].dtype}, in the "
+                f"subspace {dtype}; make the subspace from parameters of the task's dtype"
+            )
     extra = next((name for name in params if name not in subspace.layout.names), None)
     if extra is not None:
         raise ValueError(

@@ -11,7 +11,7 @@ import shutil
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -182,13 +182,13 @@ class Place:
         """What it took to find the basis: the training and the decomposition."""
         return self.basis.info["training_seconds"] + self.basis.info["seconds"]
 
-    @property
+    @cached_property
     def full(self) -> Task:
         """The whole space, from the start."""
         basis = self.basis
         return StartedTask(self.task, basis.layout.tensors(basis.origin), basis.buffers)
 
-    @property
+    @cached_property
     def sub(self) -> Task:
         """The subspace."""
         return SubspaceTask(self.task, self.basis)
