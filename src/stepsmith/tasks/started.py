@@ -63,10 +63,11 @@ def _require_fit(name: str, start: Mapping[str, Tensor], own: Mapping[str, Tenso
     for key in sorted(start.keys() | own.keys()):
         have, want = (tuple(part[key].shape) if key in part else None for part in (start, own))
         if have != want:
-            told = [
-                "is missing" if shape is None else f"has shape {shape}" for shape in (have, want)
-            ]
             raise ValueError(
-                f"StartedTask: the start does not fit {name}: {key!r} {told[0]} in the start, "
-                f"{told[1]} in the task"
+                f"StartedTask: the start does not fit {name}: {key!r} {_shaped(have)} in the "
+                f"start, {_shaped(want)} in the task"
             )
+
+
+def _shaped(shape: tuple[int, ...] | None) -> str:
+    return "is missing" if shape is None else f"has shape {shape}"
