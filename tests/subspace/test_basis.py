@@ -89,6 +89,12 @@ def test_a_bfloat16_basis_sums_in_float32():
     assert float((rounded - dense(exact) @ flat(grads.values())).abs().max()) < 3 * 2**-9
 
 
+def test_a_basis_that_moves_keeps_what_it_was_hashed_to(subspace):
+    hashed = subspace.fingerprint
+    assert subspace.to("cpu") is subspace
+    assert subspace.to("meta").fingerprint == hashed
+
+
 def test_lift_is_differentiable_twice(subspace):
     c = torch.randn(subspace.dim, dtype=torch.float64, requires_grad=True)
 
