@@ -10,6 +10,7 @@ import sys
 import time
 
 import pytest
+import torch
 
 from stepsmith import cli, demo
 from stepsmith.hub import load
@@ -190,6 +191,14 @@ def test_a_users_own_task(tmp_path, capsys, monkeypatch):
     arguments = ["--task", "owntask:make", "--horizon", "5", "--steps", "20", "--copies", "1"]
     assert run(capsys, "train", *arguments)[0] == 0
     assert (tmp_path / "runs" / "train-owntask-make" / "rule.safetensors").exists()
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    for command in ("train", "evaluate", "bench"):
+        code, _, said = run(capsys, command, "--task", "quadratic", "--device", "cuda")
+        assert (code, "this PyTorch sees no GPU; use cpu" in said) == (2, True)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    code, _, said = run(capsys, "train", *arguments, "--device", "cuda")
+    assert code == 2
+    assert "make your own there, such as by Task.from_module(..., device='cuda')" in said
 
 
 @pytest.mark.parametrize(

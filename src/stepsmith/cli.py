@@ -25,6 +25,7 @@ from stepsmith.evaluate.cost import MakeOptimizer, seconds_per_step
 from stepsmith.evaluate.run import Settings, add_meta_training, learned_key
 from stepsmith.hub import BUNDLED, TrainedRule, load
 from stepsmith.kernels import BACKENDS, resolve
+from stepsmith.machine import require_device
 from stepsmith.meta.curriculum import train_curriculum
 from stepsmith.meta.episodes import joint_name
 from stepsmith.meta.trainer import meta_train
@@ -40,6 +41,7 @@ from stepsmith.tasks import (
     LANGUAGE_NETWORKS,
     NETWORKS,
     VARIANTS,
+    Task,
     make_task,
 )
 from stepsmith.tasks.networks.mlp import ACTIVATIONS
@@ -61,6 +63,7 @@ DataDir = Annotated[
     typer.Option(help="Folder with parquet, idx or image files; or set STEPSMITH_DATA_DIR."),
 ]
 Source = Annotated[str, typer.Option(help="Data from: auto, sample, directory or hub.")]
+Device = Annotated[str, typer.Option(help="Where tasks made by name run: cpu or cuda.")]
 CacheDir = Annotated[
     Path | None,
     typer.Option("--cache", help="Folder where tuned baselines and rules' runs are kept."),
@@ -134,6 +137,7 @@ def train(
     name: Annotated[str | None, typer.Option(help="Name of the trained rule.")] = None,
     source: Source = "auto",
     data_dir: DataDir = None,
+    device: Device = "cpu",
     out: Out = Path("runs"),
     resume: Annotated[
         Path | None, typer.Option(help="Continue this run's folder; other options are ignored.")
@@ -159,7 +163,7 @@ def train(
         optional = {key: value for key, value in optional.items() if value is not None}
         config: dict[str, Any] = {
             "tasks": task or ["mlp-mnist"], "source": source,
-            "data_dir": str(data_dir) if data_dir else None,
+            "data_dir": str(data_dir) if data_dir else None, "device": device,
             "rule": rule, "rule_arguments": {k: v for k, v in given.items() if v is not None},
             "meta_training": {
                 **budget, **_horizons(horizon, curriculum), "window": window, "copies": copies,
@@ -169,7 +173,7 @@ def train(
             "name": name, "command": _command(),
         }  # fmt: skip
         folder = None
-    made = [make_task(name, **_data_options({**config, "task": name})) for name in config["tasks"]]
+    made = [_made(config, name) for name in config["tasks"]]
     title = joint_name(made)
     made_rule = make_rule(config["rule"], **config["rule_arguments"])
     if folder is None:
@@ -221,6 +225,7 @@ def evaluate_command(
     cache: CacheDir = None,
     source: Source = "auto",
     data_dir: DataDir = None,
+    device: Device = "cpu",
     out: Out = Path("runs"),
 ) -> None:
     """Compare rules with tuned baselines on fresh starts of a task."""
@@ -228,10 +233,11 @@ def evaluate_command(
         refuse_results(folder)
     config: dict[str, Any] = {
         "task": task, "source": source, "data_dir": str(data_dir) if data_dir else None,
-        "rules": rule or [], "baselines": baseline if baseline is not None else list(BASELINES),
+        "device": device, "rules": rule or [],
+        "baselines": baseline if baseline is not None else list(BASELINES),
         "steps": steps, "seeds": seeds, "tuning_seeds": tuning_seeds,
     }  # fmt: skip
-    made = make_task(task, **_data_options(config))
+    made = _made(config, task)
     trained = [load(name) for name in config["rules"]]
     with telling(console) as say:
         result = evaluate(
@@ -272,6 +278,7 @@ def transfer_command(
     cache: CacheDir = None,
     source: Source = "auto",
     data_dir: DataDir = None,
+    device: Device = "cpu",
     out: Out = Path("runs"),
 ) -> None:
     """Test rules on tasks they were not meta-trained for: rules in rows, tasks in columns.
@@ -283,10 +290,11 @@ def transfer_command(
     kept = cache if cache is not None else out / "cache"
     config: dict[str, Any] = {
         "tasks": task, "source": source, "data_dir": str(data_dir) if data_dir else None,
-        "rules": rule, "baselines": baseline if baseline is not None else list(BASELINES),
+        "device": device, "rules": rule,
+        "baselines": baseline if baseline is not None else list(BASELINES),
         "steps": steps, "seeds": seeds, "tuning_seeds": tuning_seeds,
     }  # fmt: skip
-    made = [make_task(name, **_data_options({**config, "task": name})) for name in task]
+    made = [_made(config, name) for name in task]
     trained = [load(name) for name in rule]
     with telling(console) as say:
         result = transfer(
@@ -316,11 +324,12 @@ def bench(
     backend: Annotated[str, typer.Option(help=f"One of {', '.join(BACKENDS)}.")] = "auto",
     source: Source = "auto",
     data_dir: DataDir = None,
+    device: Device = "cpu",
 ) -> None:
     """Time each rule's step on this machine and this model, beside fused AdamW's."""
     if rounds < 1:
         raise ValueError(f"bench: rounds must be at least 1, got {rounds}")
-    made = make_task(task, **_data_options({"task": task, "source": source, "data_dir": data_dir}))
+    made = make_task(task, **_task_options(task, source, data_dir, device))
     named = {name: _any_rule(name) for name in rule or list(LEARNED)}
     optimizers: dict[str, MakeOptimizer] = {
         name: functools.partial(LearnedOptimizer, rule=trained, backend=backend)
@@ -394,11 +403,24 @@ def rules() -> None:
     console.print(f"trained, bundled: {', '.join(BUNDLED)}")
 
 
-def _data_options(config: dict[str, Any]) -> dict[str, Any]:
-    # A user's own task function gets no options of ours.
-    if ":" in config["task"]:
-        return {}
-    return {"source": config["source"], "data_dir": config["data_dir"]}
+def _task_options(
+    name: str, source: str, data_dir: str | Path | None, device: str
+) -> dict[str, Any]:
+    """What a task is made with."""
+    require_device(device)
+    if ":" not in name:
+        return {"source": source, "data_dir": data_dir, "device": device}
+    if device != "cpu":
+        raise ValueError(
+            f"task {name!r}: --device is for tasks made by name; make your own there, such as by "
+            f"Task.from_module(..., device={device!r})"
+        )
+    return {}  # a user's own function gets no options of ours
+
+
+def _made(config: dict[str, Any], name: str) -> Task:
+    where = (config["source"], config["data_dir"], config.get("device", "cpu"))
+    return make_task(name, **_task_options(name, *where))
 
 
 def _numbers(text: str | None) -> list[float] | None:

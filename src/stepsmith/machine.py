@@ -33,6 +33,17 @@ def machine() -> dict[str, str | int]:
     return found
 
 
+def require_device(device: str) -> None:
+    """Check that a device is there.
+
+    Raises:
+        ValueError: a GPU where PyTorch sees none.
+        RuntimeError: no name of a device.
+    """
+    if torch.device(device).type == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f"device {device}: this PyTorch sees no GPU; use cpu")
+
+
 def start_peak(device: torch.device | str = "cpu") -> int:
     """Let `peak_memory` count from here on; returns the bytes held now.
 

@@ -274,7 +274,7 @@ except ValueError as error:
         [sys.executable, "-c", program], capture_output=True, text=True, check=True
     )
     assert done.stdout.splitlines() == [
-        "chunked", "chunked", "backend 'native' needs numba: pip install 'stepsmith[fast]'"
+        "chunked", "chunked", "backend 'native' needs numba: pip install numba"
     ]  # fmt: skip
     assert done.stderr.count("numba cannot be used") == 1
     assert len(done.stderr.splitlines()) == 1

@@ -673,7 +673,7 @@ def test_the_sample_is_announced_once_a_set(caplog):
     assert first.startswith("mnist: using the bundled sample, 10000 training and 2000 test images")
     assert second.startswith("fashion_mnist: ")
     assert "\n" not in first
-    for way_out in ("STEPSMITH_DATA_DIR", "data_dir", "stepsmith[hub]"):
+    for way_out in ("STEPSMITH_DATA_DIR", "data_dir", "pip install datasets"):
         assert way_out in first
 
 
@@ -764,7 +764,7 @@ def test_a_repository_that_is_not_there_is_named_and_auto_goes_on(hub, caplog):
 
 def test_without_the_datasets_package_the_hub_is_left_out(monkeypatch):
     monkeypatch.setitem(sys.modules, "datasets", None)
-    assert "stepsmith[hub]" in refusal("mnist", source="hub")
+    assert "pip install datasets" in refusal("mnist", source="hub")
     assert load_images("mnist").origin == "sample"
 
 

@@ -356,7 +356,7 @@ def test_a_missing_library_is_one_clear_line(library, name):
     )
     _, said = run.stdout.splitlines()
     assert said.startswith(f"language tasks need {library} (")
-    assert said.endswith("pip install 'stepsmith[text]'")
+    assert said.endswith("pip install transformers tokenizers peft")
 
 
 def test_listing_tasks_imports_no_language_library():

@@ -73,7 +73,7 @@ def _native() -> ModuleType | None:
         # Missing, or one that does not fit the installed numpy.
         _log.warning(
             f"numba cannot be used ({str(error).splitlines()[0]}): rules run by PyTorch "
-            "operations, two to five times slower on a CPU; pip install 'stepsmith[fast]'"
+            "operations, two to five times slower on a CPU; pip install numba"
         )
         return None
     return native
@@ -113,7 +113,7 @@ def resolve(rule: Rule, backend: str, dtype: torch.dtype, device: torch.device) 
                 "'auto'"
             )
         if _native() is None:
-            raise ValueError("backend 'native' needs numba: pip install 'stepsmith[fast]'")
+            raise ValueError("backend 'native' needs numba: pip install numba")
     if backend == "triton":
         if dtype != torch.float32:
             raise ValueError(f"backend 'triton' computes in float32, not in {dtype}; use 'auto'")

@@ -34,9 +34,7 @@ class Reporter:
             try:
                 from torch.utils.tensorboard import SummaryWriter
             except ImportError:
-                raise ValueError(
-                    "TensorBoard is not installed; pip install 'stepsmith[tensorboard]'"
-                ) from None
+                raise ValueError("TensorBoard is not installed; pip install tensorboard") from None
             self._writer = SummaryWriter(str(tensorboard))
         self._bar = Progress(
             TextColumn("[bold]{task.description}"), BarColumn(bar_width=24),

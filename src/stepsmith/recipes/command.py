@@ -6,11 +6,11 @@ import shlex
 from pathlib import Path
 from typing import Annotated
 
-import torch
 import typer
 from rich.console import Console
 from rich.table import Table
 
+from stepsmith.machine import require_device
 from stepsmith.recipes import RECIPES, SCALES, Study, recipe, run_recipe
 from stepsmith.recipes.paper_a.rules import RULES, learned
 from stepsmith.terminal import guarded, telling
@@ -68,8 +68,7 @@ def run_command(
     if len(asked) > 1:
         raise ValueError("recipe run: give one of --quick, --hundred and --small")
     chosen = recipe(name)
-    if torch.device(device).type == "cuda" and not torch.cuda.is_available():
-        raise ValueError(f"recipe run: --device {device}: this PyTorch sees no GPU; use cpu")
+    require_device(device)
     scale = SCALES[asked[0] if asked else "full"]
     # What decides the results, whatever folders this machine has.
     flags = [f"--{key}" for key in asked]

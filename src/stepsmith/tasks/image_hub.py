@@ -95,7 +95,7 @@ def hub_splits(name: str, hub_id: str, revision: str | None = None) -> tuple[str
         import datasets
     except ImportError:
         reason = "package datasets is not installed"
-        raise HubUnavailable(f"{name}: {reason}; pip install 'stepsmith[hub]'") from None
+        raise HubUnavailable(f"{name}: {reason}; pip install datasets") from None
     origin = f"hub:{hub_id}"
     splits = _prepared_before(hub_id)
     if splits is None:

@@ -252,6 +252,6 @@ def _networks(shape: Bert) -> Any:
         except ImportError as error:
             raise ValueError(
                 f"language tasks need {library} ({' '.join(str(error).split())[:200]}); "
-                "pip install 'stepsmith[text]'"
+                "pip install transformers tokenizers peft"
             ) from None
     return importlib.import_module("stepsmith.tasks.networks.bert")

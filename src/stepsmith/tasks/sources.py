@@ -90,7 +90,7 @@ class Library(Generic[Kind]):
             raise DataError(
                 f"{name}: {missing}; {reason}; no sample of it comes with this package; put its "
                 f"files in DIR/{place}/ and pass data_dir=DIR, or connect (with pip install "
-                "'stepsmith[hub]')"
+                "datasets)"
             )
         sample = self.read_sample(name)
         if name not in _noticed:
@@ -98,7 +98,7 @@ class Library(Generic[Kind]):
             _log.warning(
                 "%s: using the bundled sample, %d training and %d test %s (%s; %s); for the whole "
                 "set pass data_dir=DIR or set STEPSMITH_DATA_DIR=DIR, where DIR/%s/ holds its "
-                "files, or connect to the hub (with pip install 'stepsmith[hub]')",
+                "files, or connect to the hub (with pip install datasets)",
                 *(name, *self.counts(sample), self.unit, missing, reason, place),
             )
         return sample

@@ -1,6 +1,6 @@
 """The LSTM rules compiled for the CPU by numba, in float32: one pass over memory a step.
 
-Numba is optional (`pip install stepsmith[fast]`); importing this package without it fails. What it
+Numba is optional (the extra `fast`); importing this package without it fails. What it
 compiles is cached on disk where there is a place to write.
 
 - `tiles.py`: products of small matrices, at the speed of the machine's multiply-adds;

@@ -1,6 +1,6 @@
 """Small BERTs for masked language modelling, from `transformers`; low-rank forms through `peft`.
 
-Both libraries are optional (`pip install 'stepsmith[text]'`); importing this module without
+Both libraries are optional (the extra `text`); importing this module without
 `transformers` fails.
 
 Shape letters: B = sentences of a batch, L = positions of a sequence, K = masked positions,
