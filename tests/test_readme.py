@@ -7,7 +7,6 @@ import re
 from pathlib import Path
 
 import pytest
-import torch
 
 import stepsmith
 
@@ -21,21 +20,18 @@ def programs() -> list[str]:
     return found
 
 
-def test_a_bundled_rule_trains_the_readers_model(programs):
+def test_the_programs_run_one_after_the_other(programs, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    right = stepsmith.meta_train
+
+    def briefly(task, *, seconds, progress, **config):
+        assert len(task.data.train[0]) == 10_000
+        return right(task, steps=400, **{**config, "horizon": 20, "validation_copies": 1})
+
+    monkeypatch.setattr(stepsmith, "meta_train", briefly)
     scope = {}
     exec(programs[0], scope)
     assert float(scope["loss"].detach()) < 0.5 * math.log(10)
-
-
-def test_meta_training_on_the_readers_model(programs, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    right = stepsmith.meta_train
-    monkeypatch.setattr(
-        stepsmith, "meta_train",
-        lambda task, seconds, progress: right(task, steps=400, horizon=20, validation_copies=1),
-    )  # fmt: skip
-    images, labels = torch.randn(300, 784), torch.arange(300) % 10
-    scope = {"images": images, "labels": labels}
     exec(programs[1], scope)
     assert stepsmith.load("mine.safetensors").rule == scope["rule"].rule
 
