@@ -24,8 +24,9 @@ PAGES = (ROOT / "docs" / "7-paper-a.md", ROOT / "docs" / "9-paper-b.md")
 SCALES = ("full", "hundred", "small", "quick")
 HEAD = (
     "| protocol | task, steps | optimizer | rate | mean loss | ratio | final loss | median | ratio "
-    "| diverged |\n|---|---|---|---|---|---|---|---|---|---|"
+    "| points | diverged |\n|---|---|---|---|---|---|---|---|---|---|---|"
 )
+"""Points of test accuracy above the best baseline."""
 DEEP_HEAD = (
     "| protocol | task, steps | optimizer | rate | final loss | ratio | test accuracy, % | points "
     "| steps to best | diverged |\n|---|---|---|---|---|---|---|---|---|---|"
@@ -123,12 +124,16 @@ def _deep_table(summary: dict[str, Any]) -> str:
             protocol, f"{task}, {horizon:,}", f"**{name}**" if final["kind"] == "learned" else name,
             "" if rate is None else f"{rate:g}", f"{final['mean']:.4g}", ratio_text(final),
             "" if test is None else f"{100 * test['mean']:.2f}",
-            "" if test is None or test["ratio"] is None else f"{test['ratio']:+.2f}",
+            _points(test),
             reached if isinstance(reached, str) else f"{reached:,.0f}",
             f"{final['diverged']}/{final['seeds']}",
         )  # fmt: skip
         lines.append(f"| {' | '.join(parts)} |")
     return "\n".join(lines)
+
+
+def _points(test: dict[str, Any] | None) -> str:
+    return "" if test is None or test["ratio"] is None else f"{test['ratio']:+.2f}"
 
 
 def _table(summary: dict[str, Any]) -> str:
@@ -151,7 +156,7 @@ def _table(summary: dict[str, Any]) -> str:
         cells = (
             key[0], f"{key[1]}, {key[2]:,}", name, rate, f"{mean['mean']:.4g}", ratio_text(mean),
             f"{final['mean']:.4g}", f"{final['median']:.4g}", ratio_text(final),
-            f"{mean['diverged']}/{mean['seeds']}",
+            _points(found[key].get("test_accuracy")), f"{mean['diverged']}/{mean['seeds']}",
         )  # fmt: skip
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
