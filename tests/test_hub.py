@@ -60,6 +60,14 @@ def test_the_bundled_general_rule_says_that_it_was_changed_after_its_meta_traini
     assert len(trained.manifest["tasks"]) == 12
 
 
+def test_a_meta_trainings_folder_is_its_rule(tmp_path):
+    trained = toy()
+    save(trained, tmp_path / "rule")
+    assert load(tmp_path).fingerprint == trained.fingerprint
+    with pytest.raises(CheckpointError, match=r"rule\.safetensors: no such file"):
+        load(tmp_path.parent)
+
+
 def write_toy(path) -> bytes:
     save(toy(), path)
     return path.read_bytes()

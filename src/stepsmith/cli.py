@@ -152,13 +152,13 @@ def train(
             "hidden": hidden, "layers": layers, "inputs": inputs, "step_scale": step_scale,
             "scaling": scaling,
         }  # fmt: skip
-        budget = {"steps": steps} if steps is not None else {"seconds": seconds or 120.0}
         if steps is not None and seconds is not None:
             raise ValueError("train: give --seconds or --steps, not both")
-        if any(budget is not None and budget <= 0 for budget in (seconds, steps)):
+        if steps is None and seconds is None:
+            seconds = 120.0
+        budget = {"seconds": seconds} if steps is None else {"steps": steps}
+        if any(amount is not None and amount <= 0 for amount in (seconds, steps)):
             raise ValueError("train: the budget, --seconds or --steps, must be above 0")
-        if seconds is not None:
-            budget = {"seconds": seconds}
         optional = {"teacher_lr": teacher_lr, "balance": balance, "patience": patience}
         optional = {key: value for key, value in optional.items() if value is not None}
         config: dict[str, Any] = {

@@ -122,7 +122,8 @@ def load(name_or_path: str | Path) -> TrainedRule:
     """Load a bundled rule by name, or a saved one by path. Needs no network.
 
     Args:
-        name_or_path: one of `BUNDLED`, or a file that `save` wrote.
+        name_or_path: one of `BUNDLED`, a file that `save` wrote, or the folder of a meta-training
+            that has ended.
 
     Raises:
         CheckpointError: missing, corrupted or foreign file, or weights that do not fit the rule.
@@ -140,7 +141,7 @@ def load(name_or_path: str | Path) -> TrainedRule:
         if re.fullmatch(r"[\w.-]+", str(name_or_path)):
             raise unknown("bundled rule", str(name_or_path), BUNDLED)
         raise CheckpointError(f"{path}: no such file")
-    return _load_file(path)
+    return _load_file(path / "rule.safetensors" if path.is_dir() else path)
 
 
 def _load_file(path: Path) -> TrainedRule:

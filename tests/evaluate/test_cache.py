@@ -17,6 +17,7 @@ from stepsmith.evaluate import BASELINES, Baseline, evaluate, run
 from stepsmith.evaluate.cache import identity, together
 from stepsmith.optim import LearnedOptimizer
 from stepsmith.tasks import ModuleTask, Quadratic
+from stepsmith.tasks.wrapped import WrappedTask
 
 FEW = {"steps": 12, "seeds": 3, "tuning_seeds": 2, "timing_rounds": 0}
 
@@ -144,6 +145,16 @@ def test_a_learned_optimizer_taken_as_it_is_is_never_read(tmp_path, trainings):
         assert len(trainings) == 1
 
 
+def test_a_learned_optimizer_as_a_baseline_is_never_read(tmp_path, trainings):
+    entry = Baseline("mine", LearnedOptimizer, 1.0, {"rule": "mlp-mnist"})
+    seen = []
+    for _ in range(2):
+        trainings.clear()
+        evaluate(Quadratic(3), [], entry, cache=tmp_path, **FEW)
+        seen.append(len(trainings))
+    assert seen[0] == seen[1] > 0
+
+
 def test_other_weights_miss(tmp_path, trainings):
     evaluate(Quadratic(3), {"a": fresh()}, [], cache=tmp_path, **FEW)
     trainings.clear()
@@ -202,6 +213,21 @@ def test_users_tasks_that_begin_alike_are_told_apart(tiny_task):
     alike = [task(), task(nn.ReLU), task(smoothing=0.1), task(dropout=0.5), task(tested=other)]
     assert len({str(identity(each)) for each in alike}) == len(alike)
     assert identity(task()) == identity(task())
+
+
+class Penalised(WrappedTask):
+    """Another task with a penalty that its start at zero does not show."""
+
+    def init(self, generator):
+        return self.task.init(generator)
+
+    def loss(self, params, buffers, batch, generator, train):
+        loss, buffers, metrics = self.task.loss(params, buffers, batch, generator, train)
+        return loss + sum(value.square().sum() for value in params.values()), buffers, metrics
+
+
+def test_a_users_wrapped_task_is_told_from_what_it_wraps():
+    assert identity(Penalised(Quadratic(3))) != identity(Quadratic(3))
 
 
 def mine(params, lr):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from stepsmith.evaluate import BASELINES, Baseline, Key, Records, evaluate
+from stepsmith.evaluate import BASELINES, Baseline, Key, Records, evaluate, transfer
 from stepsmith.evaluate.schedules import Schedule, Scheduled
 from stepsmith.evaluate.tuning import WIDEST, tune, tuned_from
 from stepsmith.hub import TrainedRule
@@ -155,6 +155,14 @@ def test_every_baseline_runs():
 def test_bad_settings(bad, match):
     with pytest.raises(ValueError, match=match):
         evaluate(Quadratic(3), [], ["adam"], **bad)
+
+
+def test_one_rule_and_one_baseline_need_no_list():
+    few = {"steps": 5, "seeds": 2, "tuning_seeds": 1, "timing_rounds": 0}
+    result = evaluate(Quadratic(3), "quadratic", "adam", **few)
+    assert {row["optimizer"] for row in result.rows()} == {"learned (quadratic)", "adam"}
+    result = transfer(fresh(), Quadratic(3), "sgd", **few)
+    assert len({row["optimizer"] for row in result.rows()}) == 2
 
 
 def test_nothing_to_compare_and_unknown_names():

@@ -243,3 +243,11 @@ def test_a_second_window_with_a_carry_in_bfloat16(backend):
         gradients.append(torch.cat([g.reshape(-1) for g in window.gradients.values()]))
     narrow, wide = gradients
     assert (narrow - wide).norm() < 0.03 * wide.norm()
+
+
+def test_a_sample_needs_a_generator(tiny_task):
+    rule, copies = make_rule("joined"), Copies(tiny_task, [1])
+    weights = double_weights(rule)
+    stepper = RuleStepper(rule, weights, copies.theta, copies.layout)
+    with pytest.raises(ValueError, match=r"a fraction of 0\.5 is drawn: pass a generator"):
+        adjoint_window(copies, stepper, weights, 3, fraction=0.5)

@@ -205,7 +205,10 @@ def test_the_rate_warms_up_and_decays():
         ({"seconds": 1, "steps": 1}, "budget"),
         ({"steps": 0}, "steps"),
         ({"seconds": -1}, "seconds"),
+        ({"seconds": 0}, "seconds"),
         ({"steps": 9, "copies": 0}, "copies"),
+        ({"steps": 9, "horizon": 1e2}, "horizon must be at least 1 and whole, got 100.0"),
+        ({"steps": 9, "window": 20.0}, "window must be"),
         ({"steps": 9, "window": 200}, "window"),
         ({"steps": 9, "window": 30}, "multiple"),
         ({"steps": 9, "fraction": 0.0}, "fraction"),
@@ -221,6 +224,20 @@ def test_the_rate_warms_up_and_decays():
 def test_bad_settings_are_refused_when_made(bad, match):
     with pytest.raises(ValueError, match=match):
         MetaTrainConfig(**bad)
+
+
+def test_the_rate_never_rises_above_its_peak():
+    config = MetaTrainConfig(steps=9, lr=0.5, warmup=1e-4)
+    assert config.rate(0.0) == 0.5
+
+
+def test_a_run_keeps_the_figures_of_its_last_windows(monkeypatch):
+    monkeypatch.setattr(trainer, "KEPT", 3)
+    run = Run([Quadratic(3)], make_rule("joined"), MetaTrainConfig(steps=900, **SMALL))
+    for _ in range(5):
+        run.window()
+    kept = [row["inner_steps"] for row in run.progress.history]
+    assert kept == [36 * window for window in (2, 3, 4)]
 
 
 def test_classic_rules_have_nothing_to_learn():

@@ -158,6 +158,54 @@ def test_a_parameter_that_joins_late_shares_the_optimizees_measure():
     optimizer.add_param_group({"params": [late]})
     late.grad = torch.ones(3)
     optimizer.step()
-    for key in ("first_norm", "running_norm", "measured"):
+    for key in ("first_norm", "first_size", "running_norm", "measured"):
         assert float(optimizer.state[late][key]) == float(optimizer.state[early][key])
     assert float(optimizer.state[late]["measured"]) == 2
+
+
+def test_gradients_are_seen_alike_whoever_else_has_one():
+    units = RelativeUnits(floor=0.5)
+    seen_C, _, state = units.measure(torch.tensor([6.0]), 3, units.init(1))
+    # A hundred times as many coordinates, then as few again, all of the same mean magnitude.
+    for size in (300, 3):
+        again_C, gain_C, state = units.measure(torch.tensor([2.0 * size]), size, state)
+        assert torch.equal(again_C, seen_C)
+    # The floor is that of as many: half of 2 a coordinate, though all gradients have vanished.
+    _, gain_C, _ = RelativeUnits(beta=0.0, floor=0.5).measure(torch.tensor([1e-9]), 300, state)
+    assert float(gain_C) == pytest.approx(1 / 300)
+
+
+def test_what_is_measured_stays_where_a_captured_graph_reads_it():
+    param = torch.nn.Parameter(torch.ones(3))
+    optimizer = LearnedOptimizer([param], relative_rule())
+
+    def places() -> dict[str, int]:
+        param.grad = torch.ones(3)
+        optimizer.step()
+        return {key: value.data_ptr() for key, value in optimizer._measures.items()}
+
+    first = places()
+    assert first
+    assert places() == first
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_a_captured_step_goes_on_measuring():
+    ended = []
+    for captured in (True, False):
+        param = torch.nn.Parameter(torch.ones(64, device="cuda"))
+        param.grad = torch.ones(64, device="cuda")
+        optimizer = LearnedOptimizer([param], "general-warmed", nonfinite="ignore")
+        for _ in range(3):
+            optimizer.step()
+        step = optimizer.step
+        if captured:
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph):
+                optimizer.step()
+            step = graph.replay
+        for size in (0.5, 2.0, 0.1):
+            param.grad.fill_(size)
+            step()
+        ended.append(param.detach().cpu())
+    torch.testing.assert_close(*ended)

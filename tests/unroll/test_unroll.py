@@ -171,3 +171,9 @@ def test_quadratic_gradients_are_the_formula():
     residual = torch.einsum("cij,cj->ci", W, copies.theta) - y
     torch.testing.assert_close(losses, residual.square().sum(1))
     torch.testing.assert_close(grads, 2 * torch.einsum("cij,ci->cj", W, residual))
+
+
+def test_optimizees_of_half_precision_are_refused():
+    copies = Copies(make_tiny_task(dtype=torch.bfloat16), [0])
+    with pytest.raises(ValueError, match="trained in float32 or float64, not"):
+        RuleStepper(make_rule("joined"), {}, copies.theta, copies.layout)

@@ -133,9 +133,9 @@ def identity(task: Task) -> dict[str, Any]:
 
 def _is_named(task: Task) -> bool:
     """Whether the task is one of the library's, whose names and settings say what it does."""
-    while isinstance(task, WrappedTask):
-        task = task.task
-    return type(task) is not ModuleTask and type(task).__module__.startswith("stepsmith.")
+    if not type(task).__module__.startswith("stepsmith."):
+        return False
+    return _is_named(task.task) if isinstance(task, WrappedTask) else type(task) is not ModuleTask
 
 
 def _probed(task: Task) -> dict[str, Any]:
@@ -162,9 +162,8 @@ def _batch_hash(batch: Batch) -> str:
 
 
 def decides_baseline(entry: Baseline, **settings: Any) -> dict[str, Any] | None:
-    """What decides a tuned baseline; None for a callable that is not torch's or this library's,
-    whose code is not watched."""
-    optimizer = _named(entry.make)
+    """What decides a tuned baseline; None for what `decides_optimizer` gives None for."""
+    optimizer = _watched(entry.make, entry.fixed)
     if optimizer is None:
         return None
     return {
@@ -180,11 +179,14 @@ def decides_optimizer(make: Callable[..., Any], **settings: Any) -> dict[str, An
     called, given = make, {}
     if isinstance(make, functools.partial) and not make.args:
         called, given = make.func, make.keywords
-    optimizer = _named(called)
-    learned = isinstance(called, type) and issubclass(called, LearnedOptimizer)
-    if optimizer is None or learned or not _is_plain(given):
-        return None
-    return {"optimizer": optimizer, "arguments": given, **settings}
+    optimizer = _watched(called, given)
+    return optimizer and {"optimizer": optimizer, "arguments": given, **settings}
+
+
+def _watched(make: Callable[..., Any], given: Mapping[str, Any]) -> str | None:
+    """The name of an optimizer that its name and arguments say all about, else None."""
+    learned = isinstance(make, type) and issubclass(make, LearnedOptimizer)
+    return None if learned or not _is_plain(given) else _named(make)
 
 
 def _is_plain(value: Any) -> bool:

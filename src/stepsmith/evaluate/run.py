@@ -112,8 +112,8 @@ class Evaluation:
 
 def evaluate(
     task: Task,
-    rules: Mapping[str, AnyRule] | Iterable[AnyRule] = (),
-    baselines: Iterable[str | Baseline] = tuple(BASELINES),
+    rules: AnyRule | Mapping[str, AnyRule] | Iterable[AnyRule] = (),
+    baselines: str | Baseline | Iterable[str | Baseline] = tuple(BASELINES),
     *,
     optimizers: Mapping[str, cost.MakeOptimizer] | None = None,
     recipe: str = "evaluate",
@@ -127,9 +127,10 @@ def evaluate(
 
     Args:
         task: what to train. Every seed means the same start and the same batches for all.
-        rules: rules to test, by name or with names of their own: bundled names, paths,
-            `TrainedRule`s, or rules without weights.
-        baselines: names from `BASELINES`, or `Baseline`s; rates are tuned on other seeds.
+        rules: rules to test, one or several, these with names of their own if wanted: bundled
+            names, paths, `TrainedRule`s, or rules without weights.
+        baselines: names from `BASELINES`, or `Baseline`s, one or several; rates are tuned on other
+            seeds.
         optimizers: further optimizers taken as they are, name -> callable of parameters; the
             arguments of a `functools.partial` are recorded.
         recipe, scale, protocol: for the records.
@@ -145,6 +146,7 @@ def evaluate(
     """
     wanted = Settings(**settings)
     named = _named_rules(rules)
+    baselines = [baselines] if isinstance(baselines, str | Baseline) else baselines
     chosen = [b if isinstance(b, Baseline) else baseline(b) for b in baselines]
     if scheduled := [entry.name for entry in chosen if isinstance(entry, Scheduled)]:
         raise ValueError(
@@ -277,6 +279,8 @@ def add_meta_training(records: Records, key: Key, trained: TrainedRule) -> None:
 def _named_rules(rules: Mapping[str, AnyRule] | Iterable[AnyRule]) -> dict[str, TrainedRule]:
     if isinstance(rules, Mapping):
         return {str(name): as_trained(rule) for name, rule in rules.items()}
+    if isinstance(rules, AnyRule):
+        rules = [rules]
     named: dict[str, TrainedRule] = {}
     for rule in rules:
         trained = as_trained(rule)

@@ -13,9 +13,9 @@ from stepsmith.tasks.base import Task
 
 
 def transfer(
-    rules: Mapping[str, AnyRule] | Iterable[AnyRule],
-    tasks: Iterable[Task],
-    baselines: Iterable[str | Baseline] = tuple(BASELINES),
+    rules: AnyRule | Mapping[str, AnyRule] | Iterable[AnyRule],
+    tasks: Task | Iterable[Task],
+    baselines: str | Baseline | Iterable[str | Baseline] = tuple(BASELINES),
     *,
     cache: str | Path | None = None,
     recipe: str = "transfer",
@@ -40,8 +40,12 @@ def transfer(
     Raises:
         ValueError: no rule, no task, two tasks of one name; or as `evaluate`.
     """
-    rules = dict(rules) if isinstance(rules, Mapping) else list(rules)
-    tasks, baselines = list(tasks), list(baselines)
+    if isinstance(rules, Mapping):
+        rules = dict(rules)
+    else:
+        rules = [rules] if isinstance(rules, AnyRule) else list(rules)
+    tasks = [tasks] if isinstance(tasks, Task) else list(tasks)
+    baselines = [baselines] if isinstance(baselines, str | Baseline) else list(baselines)
     names = [task.name for task in tasks]
     if not rules or not tasks:
         raise ValueError(

@@ -120,11 +120,11 @@ def adjoint_window(
         split: where batches come from.
 
     Raises:
-        ValueError: a fraction outside (0, 1], or below 1 for a rule whose network couples
-            coordinates (the estimate would be biased).
+        ValueError: a fraction outside (0, 1], or below 1 without a generator or for a rule whose
+            network couples coordinates (the estimate would be biased).
     """
     rule, layout = stepper.rule, stepper.layout
-    require_fraction(rule, fraction)
+    require_fraction(rule, fraction, generator)
     index_S, weight_S = sample_coordinates(
         layout, len(copies), fraction, generator or torch.Generator().manual_seed(0)
     )
@@ -163,11 +163,12 @@ def adjoint_window(
     return Window(gradients, value, losses_TC, finite_C)
 
 
-def require_fraction(rule: Rule, fraction: float) -> None:
+def require_fraction(rule: Rule, fraction: float, generator: torch.Generator | None) -> None:
     """Check a share of coordinates to be replayed.
 
     Raises:
-        ValueError: outside (0, 1], or below 1 for a rule whose network couples coordinates.
+        ValueError: outside (0, 1], or below 1 without what draws them, or for a rule whose network
+            couples coordinates.
     """
     if not 0 < fraction <= 1:
         raise ValueError(f"fraction must lie in (0, 1], got {fraction!r}")
@@ -175,6 +176,11 @@ def require_fraction(rule: Rule, fraction: float) -> None:
         raise ValueError(
             f"{type(rule).__name__} couples coordinates in its network: a sampled replay would be "
             "biased. Meta-train it with fraction=1."
+        )
+    if fraction < 1 and generator is None:
+        raise ValueError(
+            f"a fraction of {fraction} is drawn: pass a generator, the same at every window, or "
+            "each replays the same coordinates"
         )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from numbers import Integral
 
 from stepsmith.meta.adjoint import LossTimes
 from stepsmith.meta.imitation import TEACHERS
@@ -99,16 +100,19 @@ class MetaTrainConfig:
         owner = "meta_train"
         if (self.seconds is None) == (self.steps is None):
             raise ValueError(f"{owner}: give a budget, either seconds=... or steps=...")
+        budgets = {"seconds": self.seconds, "steps": self.steps}
         require_positive(
-            owner, seconds=self.seconds or 1, steps=self.steps or 1 if self.steps != 0 else 0,
+            owner, **{name: budget for name, budget in budgets.items() if budget is not None},
             lr=self.lr, clip=self.clip, checkpoint_seconds=self.checkpoint_seconds,
             teacher_lr=self.teacher_lr,
         )  # fmt: skip
         whole = ("horizon", "copies", "accumulate", "validations", "validation_copies")
-        for name in (*whole, "samples", "validation_horizon", "patience"):
+        for name in (*whole, "window", "samples", "validation_horizon", "patience"):
             value = getattr(self, name)
-            if (name in whole or value is not None) and value < 1:
-                raise ValueError(f"{owner}: {name} must be at least 1, got {value}")
+            if value is None and name not in whole:
+                continue
+            if not isinstance(value, Integral) or (value < 1 and name != "window"):
+                raise ValueError(f"{owner}: {name} must be at least 1 and whole, got {value!r}")
         if self.window is not None and not 1 <= self.window <= self.horizon:
             raise ValueError(
                 f"{owner}: window must lie between 1 and the horizon ({self.horizon}), "
@@ -155,7 +159,7 @@ class MetaTrainConfig:
     def rate(self, progress: float) -> float:
         """Meta-Adam's rate when `progress` (0 to 1) of the budget is spent."""
         if progress < self.warmup:
-            return self.lr * max(progress, 1e-3) / self.warmup
+            return self.lr * min(1.0, max(progress, 1e-3) / self.warmup)
         done = (progress - self.warmup) / max(1e-9, 1 - self.warmup)
         cosine = 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
         return self.lr * (self.final_lr + (1 - self.final_lr) * cosine)

@@ -78,7 +78,7 @@ def imitation_window(
     Raises:
         ValueError: as `adjoint_window`.
     """
-    require_fraction(stepper.rule, fraction)
+    require_fraction(stepper.rule, fraction, generator)
     layout = copies.layout
     index_S, weight_S = sample_coordinates(
         layout, len(copies), fraction, generator or torch.Generator().manual_seed(0)

@@ -118,5 +118,5 @@ def _one_copy(
             deltas.append(rule.step(output_ON, scale_N))
         theta_P = theta_P * (1 - lr * weight_decay) + lr * gain * torch.cat(deltas)
     losses_T = torch.stack(counted)[:, None]
-    places_T = torch.arange(1, steps + 1)[:, None]
+    places_T = torch.arange(1, steps + 1, device=losses_T.device)[:, None]
     return meta_loss(kind, losses_T, places_T, steps)[0].sum()

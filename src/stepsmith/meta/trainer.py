@@ -30,6 +30,10 @@ from stepsmith.tasks.base import Task
 _log = logging.getLogger("stepsmith")
 
 
+KEPT = 1000
+"""Windows whose figures are kept: a checkpoint holds them."""
+
+
 @dataclass
 class Progress:
     """Counters of a run, all of them saved in its checkpoints.
@@ -74,7 +78,8 @@ class Run:
             )
         seeds = torch.Generator().manual_seed(config.seed)
         self.sampler = torch.Generator().manual_seed(config.seed + 1)
-        # Seeds above all that validation and evaluation use.
+        # Of the 2^32 that torch's generator on a CPU tells apart, at random: others are met as good
+        # as never.
         first = 2**41 + int(torch.randint(2**40, (), generator=seeds))
         start = self.parent.weights if self.parent else rule.init(seeds)
         self.weights = {
@@ -128,6 +133,7 @@ class Run:
         if turn.imitated:
             row["imitated"] = 1
         progress.history.append(row)
+        del progress.history[:-KEPT]
         progress.inner_steps += turn.steps
         progress.diverged += turn.diverged
         if not math.isfinite(norm) or not window.finite_C.any():

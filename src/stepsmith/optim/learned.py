@@ -222,11 +222,16 @@ class LearnedOptimizer(torch.optim.Optimizer):
             # Parameters added later have measured nothing; the longest memory is the optimizee's.
             eldest = max(buckets, key=lambda bucket: float(bucket.measures["measured"].max()))
             place = int(eldest.measures["measured"].argmax())
-            self._measures = {key: value[place, None] for key, value in eldest.measures.items()}
+            self._measures = {
+                key: value[place, None].clone() for key, value in eldest.measures.items()
+            }
         like = self._measures["running_norm"]
         norm = torch.stack([norms(grad_n[None]).to(like) for grad_n in grads]).sum(0)
         size = sum(len(grad_n) for grad_n in grads)
-        seen, gain, self._measures = units.measure(norm, size, self._measures)
+        seen, gain, new = units.measure(norm, size, self._measures)
+        # In place: a captured CUDA graph reads them again.
+        for key, value in self._measures.items():
+            value.copy_(new[key])
         for bucket in buckets:
             bucket.note(self._measures)
         return seen, gain

@@ -23,10 +23,11 @@ _TINY = 1e-30
 class RelativeUnits:
     """Gradients in units of the first one, steps in predicted change of the loss.
 
-    With n_t = sum |g_t| over all coordinates of the optimizee,
+    With n_t = sum |g_t| over the coordinates of the optimizee, P_t of them (some may have no
+    gradient at a step), and f_t = P_t n_1 / P_1, what n_1 was for as many,
 
-        gradient seen = FIRST * P / n_1 * g_t
-        step made     = min(1, t / warmup) * u_t / max(n^_t, n_t, floor * n_1)
+        gradient seen = FIRST * P_t / f_t * g_t
+        step made     = min(1, t / warmup) * u_t / max(n^_t, n_t, floor * f_t)
 
     where n^ is n's bias-corrected running mean and u the rule's own step. To first order a step of
     |u| everywhere changes the loss by at most |u|: a trust region in units of the loss, drawn in at
@@ -41,7 +42,7 @@ class RelativeUnits:
 
     Args:
         beta: decay of the running mean, in [0, 1).
-        floor: share of n_1 that n^ is not taken to fall below, > 0.
+        floor: share of f_t that n^ is not taken to fall below, > 0.
         warmup: steps over which the steps' size rises linearly to the whole, >= 1 (none).
     """
 
@@ -57,7 +58,7 @@ class RelativeUnits:
         device: torch.device | str = "cpu",
     ) -> State:
         """Nothing measured yet: (C,) zeros."""
-        names = ("first_norm", "running_norm", "measured")
+        names = ("first_norm", "first_size", "running_norm", "measured")
         return {name: torch.zeros(copies, dtype=dtype, device=device) for name in names}
 
     def measure(self, norm_C: Tensor, size: int, state: State) -> tuple[Tensor, Tensor, State]:
@@ -65,18 +66,26 @@ class RelativeUnits:
 
         Args:
             norm_C: (C,) n_t, from `norms`.
-            size: P.
+            size: P_t.
             state: from `init` or the last call; not written to.
 
         Returns:
             (C,) factors on gradients, (C,) factors on steps, and the new state.
         """
-        first_C = torch.where(state["first_norm"] > 0, state["first_norm"], norm_C)
+        # In floats, as it is kept: where all coordinates have gradients f_t is n_1 to the last bit.
+        size_C = torch.full_like(norm_C, size)
+        known_C = state["first_norm"] > 0
+        norm_1_C = torch.where(known_C, state["first_norm"], norm_C)
+        size_1_C = torch.where(known_C, state["first_size"], size_C)
+        first_C = norm_1_C * (size_C / size_1_C)
         measured_C = state["measured"] + 1
         running_C = torch.lerp(norm_C, state["running_norm"], self.beta)
         mean_C = running_C / (1 - self.beta**measured_C)
         largest_C = torch.maximum(torch.maximum(mean_C, norm_C), self.floor * first_C)
-        new = {"first_norm": first_C, "running_norm": running_C, "measured": measured_C}
+        new = {
+            "first_norm": norm_1_C, "first_size": size_1_C, "running_norm": running_C,
+            "measured": measured_C,
+        }  # fmt: skip
         risen_C = (measured_C / self.warmup).clamp_max(1)
         return (
             FIRST * size / first_C.clamp_min(_TINY),

@@ -64,6 +64,11 @@ class RuleStepper:
         backend: str = "auto",
         carry_dtype: torch.dtype | None = None,
     ):
+        if statistics_dtype(theta_CP.dtype) != theta_CP.dtype:
+            raise ValueError(
+                f"RuleStepper: optimizees are trained in float32 or float64, not {theta_CP.dtype}; "
+                "make the task in one of these (LearnedOptimizer takes parameters of any)"
+            )
         self.rule, self.layout = rule, layout
         self.lr, self.weight_decay = lr, weight_decay
         self.backend = backend
