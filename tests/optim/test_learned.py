@@ -628,3 +628,17 @@ def test_a_carry_in_bfloat16():
 def test_a_carry_in_another_dtype_is_refused():
     with pytest.raises(ValueError, match=r"carry_dtype must be torch.float32, torch.bfloat16"):
         LearnedOptimizer(parameters(torch.float32), trained(), carry_dtype=torch.float16)
+
+
+def test_distributed_tensors_are_refused():
+    distributed = pytest.importorskip("torch.distributed")
+    tensors = pytest.importorskip("torch.distributed.tensor")
+    store = distributed.HashStore()
+    distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
+    try:
+        mesh = distributed.init_device_mesh("cpu", (1,))
+        param = torch.nn.Parameter(tensors.distribute_tensor(torch.ones(4), mesh))
+        with pytest.raises(ValueError, match="distributed tensors"):
+            LearnedOptimizer([param], "mlp-mnist")
+    finally:
+        distributed.destroy_process_group()

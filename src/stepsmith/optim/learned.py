@@ -108,7 +108,8 @@ class LearnedOptimizer(torch.optim.Optimizer):
         """Add parameters, with their own lr and weight decay if wanted.
 
         Raises:
-            ValueError: a negative or non-finite lr or weight_decay, or complex parameters.
+            ValueError: a negative or non-finite lr or weight_decay, or complex or distributed
+                parameters.
         """
         for key in ("lr", "weight_decay"):
             value = param_group.get(key, self.defaults[key])
@@ -116,12 +117,10 @@ class LearnedOptimizer(torch.optim.Optimizer):
                 raise ValueError(f"LearnedOptimizer: {key} must be finite and >= 0, got {value!r}")
         super().add_param_group(param_group)
         for param in self.param_groups[-1]["params"]:
-            if param.is_complex():
+            refused = _refused(param)
+            if refused:
                 self.param_groups.pop()
-                raise ValueError(
-                    "LearnedOptimizer: complex parameters are not supported; optimise "
-                    "torch.view_as_real(parameter) instead"
-                )
+                raise ValueError(f"LearnedOptimizer: {refused}")
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load a state, every tensor in the dtype it was saved in, on its parameter's device.
@@ -310,6 +309,20 @@ class LearnedOptimizer(torch.optim.Optimizer):
         if key not in self._warned:
             self._warned.add(key)
             warnings.warn(message, RuntimeWarning, stacklevel=4)
+
+
+def _refused(param: Tensor) -> str:
+    """Why a parameter cannot be optimised; empty where it can."""
+    if param.is_complex():
+        return (
+            "complex parameters are not supported; optimise torch.view_as_real(parameter) instead"
+        )
+    if hasattr(param, "device_mesh"):  # DTensor's home differs between versions of torch
+        return (
+            "distributed tensors (fully_shard, tensor parallelism) are not supported; shard with "
+            "FullyShardedDataParallel(use_orig_params=True), or train replicas"
+        )
+    return ""
 
 
 def _mark(trained: TrainedRule) -> int:
