@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import pytest
 import torch
 from torch import distributed, nn
@@ -31,4 +34,9 @@ def train(rank: int, meeting: str) -> None:
 
 @pytest.mark.slow
 def test_a_rule_trains_sharded_parameters(tmp_path):
-    torch.multiprocessing.spawn(train, (f"file://{tmp_path / 'meeting'}",), nprocs=2)
+    # As a program of its own: the processes it starts find their function in the file.
+    subprocess.run([sys.executable, __file__, f"file://{tmp_path / 'meeting'}"], check=True)
+
+
+if __name__ == "__main__":
+    torch.multiprocessing.spawn(train, (sys.argv[1],), nprocs=2)

@@ -180,7 +180,9 @@ def decides_optimizer(make: Callable[..., Any], **settings: Any) -> dict[str, An
     if isinstance(make, functools.partial) and not make.args:
         called, given = make.func, make.keywords
     optimizer = _watched(called, given)
-    return optimizer and {"optimizer": optimizer, "arguments": given, **settings}
+    if optimizer is None:
+        return None
+    return {"optimizer": optimizer, "arguments": given, **settings}
 
 
 def _watched(make: Callable[..., Any], given: Mapping[str, Any]) -> str | None:

@@ -276,7 +276,9 @@ def add_meta_training(records: Records, key: Key, trained: TrainedRule) -> None:
         records.add(own, "validation_score", [scores], seeds=[0], steps=steps, split=split)
 
 
-def _named_rules(rules: Mapping[str, AnyRule] | Iterable[AnyRule]) -> dict[str, TrainedRule]:
+def _named_rules(
+    rules: AnyRule | Mapping[str, AnyRule] | Iterable[AnyRule],
+) -> dict[str, TrainedRule]:
     if isinstance(rules, Mapping):
         return {str(name): as_trained(rule) for name, rule in rules.items()}
     if isinstance(rules, AnyRule):
