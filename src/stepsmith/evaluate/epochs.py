@@ -314,7 +314,8 @@ def joined(parts: Sequence[Records]) -> Records:
 def train_epochs(
     task: Task, make: MakeStepper, seeds: Sequence[int], length: Length, *, test: bool = True
 ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-    """Train one optimizee a seed, all at once, from test to test.
+    """Train one optimizee a seed, all at once, from test to test; data that come in epochs of their
+    own begin one after each.
 
     Args:
         task: what to train.

@@ -23,7 +23,8 @@ class NoisyData(ArrayData):
     All other batches are those of the same seed without noise, so that runs are paired.
 
     Args:
-        every: steps from one noisy batch to the next; the first is batch number `every`.
+        every: steps from one noisy batch to the next; the first is batch number `every` of a roll,
+            so that meta-training in shorter windows sees none.
         distinct: examples of a noisy batch.
 
     Raises:
