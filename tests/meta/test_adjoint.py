@@ -11,9 +11,10 @@ from tests.conftest import make_tiny_task
 from torch import nn
 
 from stepsmith.layout import Layout
-from stepsmith.meta.adjoint import adjoint_window, sample_coordinates
+from stepsmith.meta.adjoint import adjoint_window
 from stepsmith.meta.losses import META_LOSSES, meta_loss
 from stepsmith.meta.reference import reference_window
+from stepsmith.meta.sample import sample_coordinates
 from stepsmith.rules import LEARNED, Rule, make_rule
 from stepsmith.rules.base import Coupling
 from stepsmith.tasks import ModuleTask, Quadratic

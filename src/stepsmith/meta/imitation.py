@@ -21,14 +21,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from stepsmith.meta.adjoint import (
-    Record,
-    Window,
-    finite_by_copy,
-    replay_sample,
-    require_fraction,
-    sample_coordinates,
-)
+from stepsmith.meta.adjoint import Window
+from stepsmith.meta.sample import Sample
 from stepsmith.names import unknown
 from stepsmith.rules.base import Weights
 from stepsmith.unroll import Copies, RuleStepper, Stepper, TorchStepper, roll
@@ -78,30 +72,15 @@ def imitation_window(
     Raises:
         ValueError: as `adjoint_window`.
     """
-    require_fraction(stepper.rule, fraction, generator)
-    layout = copies.layout
-    index_S, weight_S = sample_coordinates(
-        layout, len(copies), fraction, generator or torch.Generator().manual_seed(0)
-    )
-    device, dtype = copies.theta.device, copies.theta.dtype
-    index_S, weight_S = index_S.to(device), weight_S.to(device=device, dtype=dtype)
-    carry = {key: value[:, index_S] for key, value in stepper.carry.items()}
-    record = Record(stepper, copies, index_S, steps)
-    beside = _Beside(record, teacher, index_S, steps, copies.theta)
-    losses_TC = roll(copies, beside, steps, split=split, hook=record.keep)
+    sample = Sample(copies, stepper, steps, fraction, generator)
+    beside = _Beside(sample, teacher, steps, copies.theta)
+    losses_TC = roll(copies, beside, steps, split=split, hook=sample.keep)
 
-    owner_S = index_S // layout.total
-    squares_C = beside.squares_C.clamp_min(torch.finfo(dtype).tiny)
+    squares_C = beside.squares_C.clamp_min(torch.finfo(copies.theta.dtype).tiny)
     value_C = beside.gaps_C / 2 / squares_C
     finite_C = losses_TC.isfinite().all(0) & value_C.isfinite()
-    finite_C = finite_C & finite_by_copy(beside.gap_TS, owner_S, len(copies))
-    alive = max(1, int(finite_C.sum()))
-    adjoint_TS = beside.gap_TS
-    adjoint_TS *= weight_S * (stepper.lr / alive) / squares_C[owner_S]
-    if record.gains_TC is not None:
-        adjoint_TS *= record.gains_TC.index_select(1, owner_S)
-    adjoint_TS.masked_fill_(~finite_C[owner_S], 0.0)
-    gradients = replay_sample(stepper, weights, record, carry, adjoint_TS, finite_C[owner_S])
+    beside.gap_TS /= squares_C[sample.owner_S]
+    gradients, finite_C = sample.replay(weights, beside.gap_TS, finite_C)
     value = float(value_C[finite_C].mean()) if finite_C.any() else float("nan")
     return Window(gradients, value, losses_TC, finite_C)
 
@@ -115,25 +94,23 @@ class _Beside:
         squares_C: the same of v^2.
     """
 
-    def __init__(
-        self, record: Record, teacher: Stepper, index_S: Tensor, steps: int, theta_CP: Tensor
-    ):
-        self._record, self._teacher, self._index = record, teacher, index_S
+    def __init__(self, sample: Sample, teacher: Stepper, steps: int, theta_CP: Tensor):
+        self._sample, self._teacher = sample, teacher
         self._step = 0
-        self.gap_TS = theta_CP.new_empty(steps, len(index_S))
+        self.gap_TS = theta_CP.new_empty(steps, len(sample.index_S))
         self.gaps_C = theta_CP.new_zeros(len(theta_CP))
         self.squares_C = theta_CP.new_zeros(len(theta_CP))
 
     def __call__(self, theta_CP: Tensor, grad_CP: Tensor) -> None:
         before_CP = theta_CP.clone()
         # The rule's step is made and taken back: a stepper hands out no step of its own.
-        self._record(theta_CP, grad_CP)
+        self._sample(theta_CP, grad_CP)
         gap_CP = theta_CP - before_CP
         theta_CP.copy_(before_CP)
         self._teacher(theta_CP, grad_CP)
         taught_CP = theta_CP - before_CP
         gap_CP -= taught_CP
-        self.gap_TS[self._step] = gap_CP.reshape(-1).index_select(0, self._index)
+        self.gap_TS[self._step] = gap_CP.reshape(-1).index_select(0, self._sample.index_S)
         self.gaps_C += gap_CP.square().sum(1)
         self.squares_C += taught_CP.square().sum(1)
         self._step += 1
