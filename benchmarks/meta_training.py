@@ -86,11 +86,14 @@ def engine(
     task: Task, rule: Rule, copies: int, fraction: float, unroll: int = UNROLL
 ) -> Callable[[], None]:
     weights = {key: value.requires_grad_() for key, value in rule.init().items()}
+    draw = torch.Generator().manual_seed(0)
 
     def run() -> None:
         group = Copies(task, range(copies))
         stepper = RuleStepper(rule, weights, group.theta, group.layout)
-        adjoint_window(group, stepper, weights, unroll, losses="before", fraction=fraction)
+        adjoint_window(
+            group, stepper, weights, unroll, losses="before", fraction=fraction, generator=draw
+        )
 
     return run
 
