@@ -9,13 +9,12 @@ with statistics estimated anew by forward passes at the last weights.
 from __future__ import annotations
 
 import argparse
-from functools import partial
 
 import torch
 
 from stepsmith import load, make_task
 from stepsmith.evaluate.baselines import baseline
-from stepsmith.evaluate.run import by_rule, by_torch
+from stepsmith.evaluate.run import at_rate, by_rule, by_torch
 from stepsmith.tasks import Task
 from stepsmith.unroll import Copies, Stepper, roll
 
@@ -54,8 +53,7 @@ def stepper(name: str, copies: Copies) -> Stepper:
     label, _, rate = name.partition(":")
     if not rate:
         return by_rule(load(name))(copies)
-    entry = baseline(label)
-    return by_torch(partial(entry.make, lr=float(rate), **entry.fixed))(copies)
+    return by_torch(at_rate(baseline(label), float(rate)))(copies)
 
 
 @torch.no_grad()

@@ -329,7 +329,7 @@ def bench(
     """Time each rule's step on this machine and this model, beside fused AdamW's."""
     if rounds < 1:
         raise ValueError(f"bench: rounds must be at least 1, got {rounds}")
-    made = make_task(task, **_task_options(task, source, data_dir, device))
+    made = _made({"source": source, "data_dir": data_dir, "device": device}, task)
     named = {name: _any_rule(name) for name in rule or list(LEARNED)}
     optimizers: dict[str, MakeOptimizer] = {
         name: functools.partial(LearnedOptimizer, rule=trained, backend=backend)
@@ -403,24 +403,19 @@ def rules() -> None:
     console.print(f"trained, bundled: {', '.join(BUNDLED)}")
 
 
-def _task_options(
-    name: str, source: str, data_dir: str | Path | None, device: str
-) -> dict[str, Any]:
-    """What a task is made with."""
+def _made(config: dict[str, Any], name: str) -> Task:
+    """A task by name, where a configuration says that data come from and tasks run."""
+    device = config.get("device", "cpu")
     require_device(device)
     if ":" not in name:
-        return {"source": source, "data_dir": data_dir, "device": device}
+        where = {key: config[key] for key in ("source", "data_dir")}
+        return make_task(name, **where, device=device)
     if device != "cpu":
         raise ValueError(
             f"task {name!r}: --device is for tasks made by name; make your own there, such as by "
             f"Task.from_module(..., device={device!r})"
         )
-    return {}  # a user's own function gets no options of ours
-
-
-def _made(config: dict[str, Any], name: str) -> Task:
-    where = (config["source"], config["data_dir"], config.get("device", "cpu"))
-    return make_task(name, **_task_options(name, *where))
+    return make_task(name)  # a user's own function gets no options of ours
 
 
 def _numbers(text: str | None) -> list[float] | None:

@@ -145,7 +145,7 @@ def evaluate(
             a loss that is not above zero at a start, a cache that is no folder.
     """
     wanted = Settings(**settings)
-    named = _named_rules(rules)
+    named = named_rules(rules)
     baselines = [baselines] if isinstance(baselines, str | Baseline) else baselines
     chosen = [b if isinstance(b, Baseline) else baseline(b) for b in baselines]
     if scheduled := [entry.name for entry in chosen if isinstance(entry, Scheduled)]:
@@ -176,7 +176,7 @@ def evaluate(
             tried = len(tuned.tried)
             say(f"{task.name}: {entry.name}'s best rate is still the edge of {tried} rates")
         result.tuned[entry.name] = tuned
-        timed[entry.name] = _at_rate(entry, tuned.rates["mean"])
+        timed[entry.name] = at_rate(entry, tuned.rates["mean"])
         keys[entry.name] = replace(key, optimizer=entry.name, kind="baseline")
     for name, make in (optimizers or {}).items():
         say(f"{task.name}: {name}")
@@ -276,9 +276,10 @@ def add_meta_training(records: Records, key: Key, trained: TrainedRule) -> None:
         records.add(own, "validation_score", [scores], seeds=[0], steps=steps, split=split)
 
 
-def _named_rules(
+def named_rules(
     rules: AnyRule | Mapping[str, AnyRule] | Iterable[AnyRule],
 ) -> dict[str, TrainedRule]:
+    """Rules as `evaluate` takes them, loaded, by the names they have in records."""
     if isinstance(rules, Mapping):
         return {str(name): as_trained(rule) for name, rule in rules.items()}
     if isinstance(rules, AnyRule):
@@ -303,7 +304,8 @@ def by_torch(make: cost.MakeOptimizer) -> MakeStepper:
     return lambda group: TorchStepper(make, group.theta, group.layout)
 
 
-def _at_rate(entry: Baseline, rate: float) -> cost.MakeOptimizer:
+def at_rate(entry: Baseline, rate: float) -> cost.MakeOptimizer:
+    """What makes a baseline's optimizer at a rate."""
     arguments = hyper_parameters(entry, rate)
 
     def make(params: Iterable[Tensor]) -> torch.optim.Optimizer:
@@ -370,7 +372,7 @@ def _tuned_baseline(
     around = (wanted.tune_around or {}).get(entry.name)
 
     def losses(entry: Baseline, rate: float) -> np.ndarray:
-        make = by_torch(_at_rate(entry, rate))
+        make = by_torch(at_rate(entry, rate))
         return train(task, make, seeds, wanted.steps, wanted.copies)[0]
 
     def measure() -> Records:
@@ -382,7 +384,7 @@ def _tuned_baseline(
                 key, optimizer=entry.name, kind="baseline", tuned_for=",".join(criteria),
                 hyper_parameters=json.dumps(hyper_parameters(entry, rate)),
             )  # fmt: skip
-            _test(task, own, by_torch(_at_rate(entry, rate)), wanted, found)
+            _test(task, own, by_torch(at_rate(entry, rate)), wanted, found)
         return found
 
     grid = {"points": wanted.points} if around is None else {"points": NARROW, "around": around}

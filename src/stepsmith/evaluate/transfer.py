@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from stepsmith.evaluate.baselines import BASELINES, Baseline
-from stepsmith.evaluate.run import AnyRule, Evaluation, evaluate
+from stepsmith.evaluate.run import AnyRule, Evaluation, evaluate, named_rules
 from stepsmith.tasks.base import Task
 
 
@@ -40,10 +40,7 @@ def transfer(
     Raises:
         ValueError: no rule, no task, two tasks of one name; or as `evaluate`.
     """
-    if isinstance(rules, Mapping):
-        rules = dict(rules)
-    else:
-        rules = [rules] if isinstance(rules, AnyRule) else list(rules)
+    rules = named_rules(rules)  # once, not for every task
     tasks = [tasks] if isinstance(tasks, Task) else list(tasks)
     baselines = [baselines] if isinstance(baselines, str | Baseline) else list(baselines)
     names = [task.name for task in tasks]

@@ -229,9 +229,13 @@ def place(study: Study, network: str, data: str | None = None, seed: int = SAVED
     return Place(task, basis)
 
 
-def fresh_places(study: Study, network: str, data: str | None = None) -> list[Place]:
-    """As `place`, from starts that neither rules nor rates have seen, one a seed of a test."""
-    return [place(study, network, data, FRESH + seed) for seed in range(depth(study).seeds)]
+def fresh_places(
+    study: Study, network: str, data: str | None = None, count: int | None = None
+) -> list[Place]:
+    """As `place`, from starts that neither rules nor rates have seen, by default one a seed of a
+    test."""
+    seeds = range(depth(study).seeds if count is None else count)
+    return [place(study, network, data, FRESH + seed) for seed in seeds]
 
 
 def epoch_steps(task: Task, batch: int) -> int:

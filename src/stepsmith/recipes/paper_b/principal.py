@@ -23,11 +23,11 @@ from stepsmith.evaluate.run import (
 )
 from stepsmith.recipes.paper_b.comparisons import SL2O
 from stepsmith.recipes.paper_b.deep import (
-    FRESH,
     SUBSPACE,
     contest,
     deep_recipe,
     depth,
+    fresh_places,
     learn,
     place,
 )
@@ -114,7 +114,7 @@ def principal(study: Study) -> None:
         MOMENTUM: by_torch(partial(torch.optim.SGD, lr=rate, momentum=0.9)),
         SL2O: by_rule(trained),
     }
-    fresh = [place(study, net, seed=FRESH + seed).sub for seed in seeds]
+    fresh = [other.sub for other in fresh_places(study, net, count=len(seeds))]
     for protocol, tasks in (("as-published", [here.sub] * len(seeds)), ("corrected", fresh)):
         key = Key(
             recipe=study.recipe, scale=study.scale.name, protocol=protocol,
