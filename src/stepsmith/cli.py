@@ -29,6 +29,7 @@ from stepsmith.machine import require_device
 from stepsmith.meta.curriculum import train_curriculum
 from stepsmith.meta.episodes import joint_name
 from stepsmith.meta.trainer import meta_train
+from stepsmith.names import file_name
 from stepsmith.optim import LearnedOptimizer
 from stepsmith.recipes import command as recipe_commands
 from stepsmith.report import new_run_folder, refuse_results, rerender, write_results
@@ -178,7 +179,7 @@ def train(
     made_rule = make_rule(config["rule"], **config["rule_arguments"])
     if folder is None:
         label = title if len(made) > 1 else config["tasks"][0]
-        folder = new_run_folder(out, f"train-{_slug(label)}")
+        folder = new_run_folder(out, f"train-{file_name(label)}")
         store.write_bytes(folder / "config.json", json.dumps(config, indent=2).encode())
     console.print(f"Meta-training [bold]{config['rule']}[/] on [bold]{title}[/] in {folder}")
     console.print("Ctrl-C finishes the window and saves; --resume continues.", style="dim")
@@ -246,7 +247,7 @@ def evaluate_command(
             timing_rounds=Settings.timing_rounds if timing else 0, cache=cache,
         )  # fmt: skip
         say("drawing the report")
-        where = folder or new_run_folder(out, f"evaluate-{_slug(task)}")
+        where = folder or new_run_folder(out, f"evaluate-{file_name(task)}")
         summary = write_results(
             where, result.records, recipe=recipe, scale=scale, command=_command(), config=config
         )
@@ -454,10 +455,6 @@ def _read_config(folder: Path) -> dict[str, Any]:
     if not isinstance(config, dict) or not {"tasks", "meta_training"} <= config.keys():
         raise ValueError(f"{path}: not of a run of `stepsmith train` as this version writes it")
     return config
-
-
-def _slug(name: str) -> str:
-    return "".join(c if c.isalnum() or c in "-_." else "-" for c in name)
 
 
 def _command() -> str:

@@ -265,7 +265,7 @@ def test_a_folder_holds_everything(tmp_path):
     summary = written(tmp_path / "run")
     names = {path.name for path in (tmp_path / "run").iterdir()}
     assert {"config.json", "records.parquet", "summary.json", "report.html", "toy.svg"} <= names
-    assert set(summary) == {"recipe", "scale", "command", "machine", "versions", "rows"}
+    assert set(summary) == {"recipe", "scale", "command", "machine", "versions", "rows", "figures"}
     row = summary["rows"][0]
     assert set(row) == {
         "protocol", "optimizer", "kind", "tuned_for", "rule", "meta_task", "hyper_parameters",
@@ -325,6 +325,25 @@ def test_a_folder_of_a_transfer_has_its_figures(tmp_path):
     alone = tmp_path / "alone"
     assert not list(alone.glob("transfer*"))
     assert "rules in rows" not in (alone / "report.html").read_text()
+
+
+def test_figures_that_are_no_more_go(tmp_path):
+    folder = tmp_path / "run"
+    options = {"recipe": "t", "scale": "quick", "command": "c", "config": {}}
+    (tmp_path / "outside.svg").write_text("")
+    summary = write_results(folder, made(task="first"), **options)
+    assert set(summary["figures"]) == {path.name for path in folder.glob("*.svg")}
+    (folder / "mine.svg").write_text("")
+    summary["figures"].append("../outside.svg")
+    (folder / "summary.json").write_text(json.dumps(summary))
+    write_results(folder, made(task="second"), overwrite=True, **options)
+    names = {path.name for path in folder.glob("*.svg")}
+    assert {"second.svg", "mine.svg"} <= names
+    assert not any(name.startswith("first") for name in names)
+    assert (tmp_path / "outside.svg").exists()
+    (folder / "summary.json").write_text("{")
+    write_results(folder, made(task="third"), overwrite=True, **options)
+    assert (folder / "third.svg").exists()
 
 
 def test_folders_that_are_none(tmp_path):

@@ -24,6 +24,7 @@ import stepsmith
 from stepsmith.evaluate.baselines import Baseline
 from stepsmith.evaluate.records import Key, Records
 from stepsmith.hub import TrainedRule
+from stepsmith.names import file_name
 from stepsmith.optim import LearnedOptimizer
 from stepsmith.store import CheckpointError, fingerprint
 from stepsmith.tasks.base import Batch, Task
@@ -72,7 +73,7 @@ class Cache:
         whole = {"format": FORMAT, "task": self.task, "decides": decides}
         text = json.dumps(whole, sort_keys=True, default=repr)
         digest = hashlib.sha256(text.encode()).hexdigest()[:20]
-        return self.folder / f"{_slug(self.task['task'])}-{_slug(name)}-{digest}.parquet"
+        return self.folder / f"{file_name(self.task['task'])}-{file_name(name)}-{digest}.parquet"
 
     def fetch(
         self,
@@ -251,7 +252,3 @@ def _read(path: Path) -> Records:
 
 def _adopted(records: Records, adopt: Callable[[Key], Key]) -> Records:
     return Records([replace(block, key=adopt(block.key)) for block in records.blocks])
-
-
-def _slug(name: str) -> str:
-    return "".join(c if c.isalnum() or c in "-_.@" else "-" for c in name)

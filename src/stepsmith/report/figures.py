@@ -18,6 +18,7 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
 
 from stepsmith.evaluate.records import Block, Records
 from stepsmith.evaluate.statistics import diverged, score, smoothed, smoothing, standing
+from stepsmith.names import file_name
 from stepsmith.report.style import STYLE, colours, dashes, figure_of
 
 LINEAR = 200
@@ -67,7 +68,7 @@ def panel_files(records: Records) -> dict[Panel, str]:
     names = {}
     for panel in found:
         like = [other for other in found if other.task == panel.task]
-        name = "".join(c if c.isalnum() or c in "-_." else "-" for c in panel.task)
+        name = file_name(panel.task).replace("@", "-")
         if len({other.horizon for other in like}) > 1:
             name += f"-{panel.horizon}"
         if panel.protocol != "corrected":

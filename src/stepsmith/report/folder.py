@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -84,8 +84,7 @@ def write_results(
     }  # fmt: skip
     records.save(folder / "records.parquet")
     write_bytes(folder / "config.json", _json(config))
-    write_bytes(folder / "summary.json", _json(summary))
-    _draw(folder, records, summary, config)
+    _tell(folder, records, summary, config)
     return summary
 
 
@@ -104,14 +103,40 @@ def rerender(folder: Path) -> Path:
     """Draw figures and page again from a folder's records; returns the page's path."""
     records, summary, config = read_results(folder)
     summary["rows"] = summarise(records)
-    write_bytes(folder / "summary.json", _json(summary))
-    _draw(folder, records, summary, config)
+    _tell(folder, records, summary, config)
     return folder / "report.html"
 
 
-def _draw(folder: Path, records: Records, summary: dict[str, Any], config: dict[str, Any]) -> None:
+def _tell(folder: Path, records: Records, summary: dict[str, Any], config: dict[str, Any]) -> None:
+    """Write summary, figures and page; figures that an earlier summary names and that are no more
+    go."""
+    earlier = _figures(folder)
+    summary["figures"] = _draw(folder, records, summary["rows"])
+    write_bytes(folder / "summary.json", _json(summary))
+    page = render(
+        records, summary["rows"], title=f"Stepsmith: {summary['recipe']}",
+        command=summary["command"], config=config, machine=summary["machine"],
+        versions=summary["versions"],
+    )  # fmt: skip
+    write_bytes(folder / "report.html", page.encode())
+    for name in earlier - set(summary["figures"]):
+        (folder / name).unlink(missing_ok=True)
+
+
+def _figures(folder: Path) -> set[str]:
+    """Figures that the summary of a folder names, where there is one that can be read."""
+    try:
+        named = _read_json(folder / "summary.json").get("figures", [])
+    except CheckpointError:
+        return set()
+    return {name for name in named if name == Path(name).name and name.endswith(".svg")}
+
+
+def _draw(folder: Path, records: Records, rows: list[dict[str, Any]]) -> list[str]:
+    """Write the figures; returns their files' names."""
+    drawn: dict[str, Figure | None] = {}
     for panel, name in figures.panel_files(records).items():
-        drawn = {
+        drawn |= {
             f"{name}.svg": figures.loss_curves(records, panel),
             f"{name}-accuracy.svg": figures.accuracies(records, panel),
             f"{name}-cost.svg": figures.step_costs(records, panel),
@@ -119,25 +144,15 @@ def _draw(folder: Path, records: Records, summary: dict[str, Any], config: dict[
             f"{name}-stability.svg": accuracy_spreads(records, panel),
             f"{name}-updates.svg": update_tracks(records, panel),
         }
-        _write_figures(folder, drawn)
-    drawn = {
+    drawn |= {
         "meta-training.svg": figures.meta_curve(records),
-        "break-even.svg": break_even_figure(break_even(summary["rows"], records)),
-        **{f"{name}.svg": figure for name, figure in matrix_figures(summary["rows"]).items()},
+        "break-even.svg": break_even_figure(break_even(rows, records)),
+        **{f"{name}.svg": figure for name, figure in matrix_figures(rows).items()},
     }
-    _write_figures(folder, drawn)
-    page = render(
-        records, summary["rows"], title=f"Stepsmith: {summary['recipe']}",
-        command=summary["command"], config=config, machine=summary["machine"],
-        versions=summary["versions"],
-    )  # fmt: skip
-    write_bytes(folder / "report.html", page.encode())
-
-
-def _write_figures(folder: Path, drawn: Mapping[str, Figure | None]) -> None:
-    for name, figure in drawn.items():
-        if figure is not None:
-            write_bytes(folder / name, svg(figure).encode())
+    made = {name: figure for name, figure in drawn.items() if figure is not None}
+    for name, figure in made.items():
+        write_bytes(folder / name, svg(figure).encode())
+    return sorted(made)
 
 
 def _json(value: Any) -> bytes:
