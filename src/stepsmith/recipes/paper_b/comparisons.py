@@ -60,7 +60,7 @@ EPISODES = (200, 500, 1000, 2000)
 PUBLISHED_DM = (0.01, META_RATE)
 """Of L2O-DM as published: the factor on its outputs, and meta-Adam's rate."""
 FACTORS_OF_DM = (0.001, 0.01, 0.1, 1.0, 10.0, 100.0)
-RATES_OF_DM = (0.0003, 0.001, 0.003, 0.01, 0.03, 0.1)
+RATES_OF_DM = (0.0003, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0)
 """Both to choose from by validation."""
 
 
