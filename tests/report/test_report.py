@@ -22,7 +22,7 @@ from stepsmith.report import (
     write_results,
 )
 from stepsmith.report.break_even import break_even_figure
-from stepsmith.report.style import STRONG, colours, dashes, svg
+from stepsmith.report.style import CROWD, STRONG, colours, dashes, svg
 from stepsmith.store import CheckpointError
 
 STEPS, SEEDS = 100, 8
@@ -221,17 +221,24 @@ def test_rules_that_differ_in_their_seed_have_one_colour_and_other_dashes():
     assert palette["a, seed 0"] == palette["a, seed 1"] == STRONG[0]
     assert dashes("a, seed 0") != dashes("a, seed 1")
     assert dashes("b, seed 1") == dashes("a, seed 1")
+    assert dashes("a in subspace, cosine") != dashes("a in subspace, cosine to half")
     axes = meta_axes(("a, seed 0", "mlp", [1, 2]), ("a, seed 1", "mlp", [1, 2]))
     assert [line.get_color() for line in axes.lines] == [STRONG[0]] * 2
 
 
-def test_many_curves_have_their_legend_below():
+@pytest.mark.parametrize("names", [
+    [f"rule {number}" for number in range(CROWD)], ["one letter " * 6, "another letter " * 6],
+])  # fmt: skip
+def test_names_that_are_many_or_long_stand_below_and_fit(names):
     records = Records()
-    for number in range(figures.CROWD):
-        records.extend(made(name=f"rule {number}"))
+    for name in names:
+        records.extend(made(name=name))
     figure = figures.loss_curves(records, TOY)
     assert figure.axes[0].get_legend() is None
-    assert len(figure.legends) == 1
+    (legend,) = figure.legends
+    assert len(legend.get_texts()) == len(figure.axes[0].lines)
+    figure.draw_without_rendering()
+    assert legend.get_window_extent().width <= figure.bbox.width
     assert figures.loss_curves(made(), TOY).legends == []
 
 

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from stepsmith.evaluate.records import Records
 from stepsmith.evaluate.statistics import stability
 from stepsmith.report.figures import Panel
-from stepsmith.report.style import STYLE, colours, dashes, figure_of
+from stepsmith.report.style import STYLE, colours, dashes, figure_of, legend
 
 
 def accuracy_curves(records: Records, panel: Panel) -> Figure | None:
@@ -32,7 +32,7 @@ def accuracy_curves(records: Records, panel: Panel) -> Figure | None:
             axes.fill_between(steps, values_SE.min(0), values_SE.max(0), color=palette[name],
                               alpha=0.12, lw=0)  # fmt: skip
         axes.set(xlabel="step", ylabel="test accuracy, %", title=panel.title)
-        axes.legend(ncols=2)
+        legend(figure, axes)
     return figure
 
 
@@ -52,7 +52,7 @@ def accuracy_spreads(records: Records, panel: Panel) -> Figure | None:
             axes.plot(entry["spread"], place, "o", color=colour, ms=8)
         axes.set_yticks(range(len(found)), [entry["optimizer"] for entry in reversed(found)])
         axes.set_xlim(left=0)
-        axes.set(xlabel="test accuracy about its line over the last third, deviation in points",
+        axes.set(xlabel="spread of test accuracy over the last third, points",
                  title=panel.title)  # fmt: skip
     return figure
 

@@ -19,7 +19,7 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
 from stepsmith.evaluate.records import Block, Records
 from stepsmith.evaluate.statistics import diverged, score, smoothed, smoothing, standing
 from stepsmith.names import file_name
-from stepsmith.report.style import STYLE, colours, dashes, figure_of
+from stepsmith.report.style import STYLE, colours, dashes, figure_of, legend
 
 LINEAR = 200
 """Longer curves have a logarithmic axis of steps."""
@@ -28,8 +28,6 @@ WIDE = 5.0
 NARROW = 4
 """A logarithmic axis whose ends differ less than so many times is labelled as a plain
 one: of the usual labels, 1, 2, 3 and 5, it would show one or two."""
-CROWD = 12
-"""More curves than this have their legend below the axes."""
 
 
 @dataclass(frozen=True)
@@ -122,8 +120,7 @@ def loss_curves(records: Records, panel: Panel) -> Figure:
     plain = panel.protocol != "corrected" and panel.horizon <= LINEAR
     palette = colours((b.key.optimizer, b.key.kind) for b in blocks)
     with mpl.rc_context(STYLE):
-        crowded = len(blocks) > CROWD
-        figure, axes = figure_of(height=4.2 + (0.08 * len(blocks) if crowded else 0))
+        figure, axes = figure_of()
         for block in sorted(blocks, key=lambda b: b.key.kind == "learned"):
             steps = block.values.shape[1]
             losses_ST = smoothed(np.where(np.isfinite(block.values), block.values, np.nan),
@@ -148,12 +145,7 @@ def loss_curves(records: Records, panel: Panel) -> Figure:
         if panel.horizon > LINEAR:
             axes.set_xscale("log")
         axes.set(xlabel="step", ylabel="training loss", title=panel.title)
-        handles, labels = axes.get_legend_handles_labels()
-        handles, labels = handles[::-1], labels[::-1]
-        if crowded:
-            figure.legend(handles, labels, loc="outside lower center", ncols=3, fontsize=9)
-        else:
-            axes.legend(handles, labels, ncols=2)
+        legend(figure, axes, reverse=True)
     return figure
 
 
@@ -218,8 +210,7 @@ def meta_curve(records: Records) -> Figure | None:
     scores = np.concatenate([block.values[0] for _, block in curves])
     scores = scores[np.isfinite(scores)]
     with mpl.rc_context(STYLE):
-        crowded = len(curves) > CROWD
-        figure, axes = figure_of(height=3.2 + (0.08 * len(curves) if crowded else 0))
+        figure, axes = figure_of(height=3.2)
         for label, block in curves:
             axes.plot(block.steps, block.values[0], marker="o", ms=4, ls=dashes(label),
                       color=palette[label], label=label)  # fmt: skip
@@ -227,10 +218,7 @@ def meta_curve(records: Records) -> Figure | None:
             _log_losses(axes)
         axes.set(xlabel="inner steps", ylabel="meta-loss on held-out examples",
                  title="meta-training")  # fmt: skip
-        if crowded:
-            figure.legend(loc="outside lower center", ncols=3, fontsize=9)
-        else:
-            axes.legend()
+        legend(figure, axes, columns=1)
     return figure
 
 
@@ -258,5 +246,5 @@ def tuning_curves(records: Records, panel: Panel) -> Figure | None:
         _plain_numbers(axes.xaxis)
         _log_losses(axes)
         axes.set(xlabel="rate", ylabel=f"{criterion} loss, tuning seeds", title=panel.title)
-        axes.legend(ncols=2)
+        legend(figure, axes)
     return figure

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 import re
 from collections.abc import Iterable
 from typing import Any
@@ -24,6 +25,10 @@ MUTED = {
     "adamw": "#60a5d8", "rmsprop": "#a16207", "adagrad": "#6d6a9c",
 }  # fmt: skip
 """Baselines, one colour each in every figure."""
+CROWD, LETTERS = 12, 120
+"""More curves than this, or more letters in all their names, have their legend below the axes."""
+WIDTH = 7.2
+"""Of a figure, in inches."""
 STYLE: dict[Any, Any] = {
     "font.family": "sans-serif", "font.size": 11, "axes.spines.top": False,
     "axes.spines.right": False, "axes.edgecolor": "#888888", "axes.labelcolor": "#333333",
@@ -68,14 +73,36 @@ def colours(names: Iterable[tuple[str, str]]) -> dict[str, str]:
 
 
 def dashes(name: str) -> Any:
-    """How an optimizer's line is drawn: dashed in a subspace, else by the seed it is named by."""
+    """How an optimizer's line is drawn: dashed in a subspace, dotted where another of its name goes
+    by a schedule over all of the training, else by the seed it is named by."""
     if "subspace" in name:
-        return "--"
+        return DASHES[2] if name.endswith("to half") else "--"
     seed = re.search(r", seed (\d+)$", name)
     return DASHES[int(seed[1]) % len(DASHES)] if seed else "-"
 
 
-def figure_of(width: float = 7.2, height: float = 4.2) -> tuple[Figure, Axes]:
+def legend(figure: Figure, axes: Axes, *, reverse: bool = False, columns: int = 2) -> None:
+    """Name the curves: within the axes, or, where that is too much to stand there, below them, in
+    as many columns as fit; the figure grows by these lines.
+
+    Args:
+        figure, axes: of `figure_of`, the curves drawn and labelled.
+        reverse: the last one drawn comes first.
+        columns: within the axes.
+    """
+    handles, labels = axes.get_legend_handles_labels()
+    if reverse:
+        handles, labels = handles[::-1], labels[::-1]
+    if len(labels) <= CROWD and sum(map(len, labels)) <= LETTERS:
+        axes.legend(handles, labels, ncols=columns)
+        return
+    longest = 0.6 + 0.07 * max(map(len, labels))  # inches, with the line before it
+    columns = max(1, min(3, int(WIDTH / longest)))
+    figure.set_figheight(figure.get_figheight() + 0.2 * math.ceil(len(labels) / columns))
+    figure.legend(handles, labels, loc="outside lower center", ncols=columns, fontsize=9)
+
+
+def figure_of(width: float = WIDTH, height: float = 4.2) -> tuple[Figure, Axes]:
     """A figure of so many inches, with one pair of axes."""
     figure = Figure(figsize=(width, height), layout="constrained")
     return figure, figure.add_subplot()
