@@ -65,13 +65,15 @@ RATES_OF_DM = (0.0003, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0)
 
 
 def network(study: Study, name: str) -> None:
-    """One network: SL2O and a rule of this library's own, the baselines of its subspace, and those
-    of the whole space; all from the saved start, then from fresh starts and bases that neither
-    rules nor rates have seen. What lies in the subspace once more over fewer epochs, rates tuned
-    for these: a schedule over all of a long training hides how early it could have ended."""
+    """One network: SL2O, with episodes as long as the paper's and with short ones, and a rule of
+    this library's own, the baselines of its subspace, and those of the whole space; all from the
+    saved start, then from fresh starts and bases that neither rules nor rates have seen. What lies
+    in the subspace once more over fewer epochs, rates tuned for these: a schedule over all of a
+    long training hides how early it could have ended."""
     here, fresh, amounts = place(study, name), fresh_places(study, name), depth(study)
     rules = {
         SL2O: learn(study, f"sl2o-{name}", here.sub),
+        of_episodes(amounts.descent): learn_episodes(study, name, here, amounts.descent),
         OWN: learn_own(study, name, here),
     }
     held, later = contests(study, name, here, fresh, rules, full_space=FULL_SPACE, halved=True)
@@ -379,12 +381,19 @@ def episodes(study: Study) -> None:
     here = place(study, amounts.network)
     known = EPISODES if study.scale.name != "quick" else (3, 6)
     rules = {
-        f"{SL2O}, episodes of {steps:,}": learn(
-            study, f"sl2o-{amounts.network}-N{steps}", here.sub, episode=steps
-        )
-        for steps in known
+        of_episodes(steps): learn_episodes(study, amounts.network, here, steps) for steps in known
     }
     against_subspace(study, amounts.network, here, fresh_places(study, amounts.network), rules)
+
+
+def of_episodes(steps: int) -> str:
+    """What SL2O is called where its episodes are not as long as the paper's."""
+    return f"{SL2O}, episodes of {steps:,}"
+
+
+def learn_episodes(study: Study, name: str, here: Place, steps: int) -> TrainedRule:
+    """SL2O's rule of episodes of so many steps, at the paper's budget."""
+    return learn(study, f"sl2o-{name}-N{steps}", here.sub, episode=steps)
 
 
 def _network(name: str, what: str, net: str) -> Recipe:

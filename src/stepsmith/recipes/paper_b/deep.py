@@ -92,8 +92,8 @@ class Depth:
         unroll, episode, episodes: steps of a window and of an episode of meta-training, and how
             many episodes.
         window: as `unroll`, for rules of this library's own: memory does not grow with it.
-        descent: steps of an episode of such a rule within the subspace: about what it takes to come
-            down, where longer ones teach a rule mostly to stand still at the lowest loss.
+        descent: steps of a short episode within the subspace: about what it takes to come down,
+            where longer ones teach a rule mostly to stand still at the lowest loss.
         epochs: of a test.
         shorter: epochs of a further test within the subspace, where training may end much sooner.
         tests: of an epoch: so often its accuracy is measured.
