@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -134,9 +134,9 @@ def _figures(folder: Path) -> set[str]:
 
 def _draw(folder: Path, records: Records, rows: list[dict[str, Any]]) -> list[str]:
     """Write the figures; returns their files' names."""
-    drawn: dict[str, Figure | None] = {}
+    made: list[str] = []
     for panel, name in figures.panel_files(records).items():
-        drawn |= {
+        drawn = {
             f"{name}.svg": figures.loss_curves(records, panel),
             f"{name}-accuracy.svg": figures.accuracies(records, panel),
             f"{name}-cost.svg": figures.step_costs(records, panel),
@@ -144,15 +144,22 @@ def _draw(folder: Path, records: Records, rows: list[dict[str, Any]]) -> list[st
             f"{name}-stability.svg": accuracy_spreads(records, panel),
             f"{name}-updates.svg": update_tracks(records, panel),
         }
-    drawn |= {
+        made += _write_figures(folder, drawn)
+    drawn = {
         "meta-training.svg": figures.meta_curve(records),
         "break-even.svg": break_even_figure(break_even(rows, records)),
         **{f"{name}.svg": figure for name, figure in matrix_figures(rows).items()},
     }
+    made += _write_figures(folder, drawn)
+    return sorted(made)
+
+
+def _write_figures(folder: Path, drawn: Mapping[str, Figure | None]) -> list[str]:
+    """Write those that there are; returns their files' names."""
     made = {name: figure for name, figure in drawn.items() if figure is not None}
     for name, figure in made.items():
         write_bytes(folder / name, svg(figure).encode())
-    return sorted(made)
+    return list(made)
 
 
 def _json(value: Any) -> bytes:
