@@ -214,6 +214,15 @@ def test_each_rule_has_a_line_of_its_own_in_the_figure_of_meta_training():
     assert len({line.get_color() for line in axes.lines}) == 3
 
 
+def test_a_rule_by_two_names_is_drawn_once_in_the_figure_of_meta_training():
+    records = validated(("mine", "mlp", [1, 2]), ("other", "mlp", [1, 2]))
+    for block in list(records.blocks):
+        key = replace(block.key, optimizer=f"{block.key.optimizer}, cosine")
+        records.add(key, "validation_score", block.values, seeds=[0], steps=range(2))
+    lines = figures.meta_curve(records).axes[0].lines
+    assert [line.get_label() for line in lines] == ["mine", "other"]
+
+
 def test_rules_that_differ_in_their_seed_have_one_colour_and_other_dashes():
     names = [f"{name}, seed {seed}" for name in "abcdefghijkl" for seed in (0, 1)]
     palette = colours((name, "learned") for name in names)

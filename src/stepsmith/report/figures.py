@@ -194,16 +194,16 @@ def step_costs(records: Records, panel: Panel) -> Figure | None:
 
 
 def meta_curve(records: Records) -> Figure | None:
-    """Validation score against inner steps of meta-training, a line for each rule; None where not
-    recorded."""
-    blocks: dict[tuple[str, str], Block] = {}
+    """Validation score against inner steps of meta-training, a line for each rule, by the first
+    name it goes by; None where not recorded."""
+    blocks: dict[str, Block] = {}
     for block in records.select("validation_score", purpose="meta"):
-        blocks.setdefault((block.key.optimizer, block.key.checkpoint), block)
+        blocks.setdefault(block.key.checkpoint, block)
     if not blocks:
         return None
-    optimizers = [optimizer for optimizer, _ in blocks]
+    optimizers = [block.key.optimizer for block in blocks.values()]
     curves = []
-    for (optimizer, _), block in blocks.items():
+    for optimizer, block in zip(optimizers, blocks.values(), strict=True):
         several = optimizers.count(optimizer) > 1 and block.key.meta_task
         curves.append((f"{optimizer}, on {block.key.meta_task}" if several else optimizer, block))
     palette = colours((label, "learned") for label, _ in curves)

@@ -8,13 +8,13 @@ from __future__ import annotations
 import logging
 import math
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
 from stepsmith.evaluate import Records
 from stepsmith.evaluate.epochs import Contest
-from stepsmith.evaluate.schedules import Scheduled
+from stepsmith.evaluate.schedules import Schedule, Scheduled
 from stepsmith.evaluate.statistics import final_accuracies, stability
 from stepsmith.hub import TrainedRule
 from stepsmith.recipes.paper_b.clock import (
@@ -26,6 +26,7 @@ from stepsmith.recipes.paper_b.clock import (
     step_seconds,
 )
 from stepsmith.recipes.paper_b.deep import (
+    COSINE,
     FULL_SPACE,
     HALVED,
     META_RATE,
@@ -69,14 +70,18 @@ def network(study: Study, name: str) -> None:
     this library's own, the baselines of its subspace, and those of the whole space; all from the
     saved start, then from fresh starts and bases that neither rules nor rates have seen. What lies
     in the subspace once more over fewer epochs, rates tuned for these: a schedule over all of a
-    long training hides how early it could have ended."""
+    long training hides how early it could have ended. The rules run by themselves, and under a
+    schedule as the baselines do."""
     here, fresh, amounts = place(study, name), fresh_places(study, name), depth(study)
     rules = {
         SL2O: learn(study, f"sl2o-{name}", here.sub),
         of_episodes(amounts.descent): learn_episodes(study, name, here, amounts.descent),
         OWN: learn_own(study, name, here),
     }
-    held, later = contests(study, name, here, fresh, rules, full_space=FULL_SPACE, halved=True)
+    held, later = contests(
+        study, name, here, fresh, rules, subspace={**SUBSPACE, **HALVED}, full_space=FULL_SPACE,
+        schedules={"cosine to half": TO_HALF},
+    )  # fmt: skip
     study.findings[name] = {
         "parameters": here.basis.layout.total, "explained": sum(here.basis.explained),
         "basis_seconds_when_made": here.seconds,
@@ -92,11 +97,13 @@ def network(study: Study, name: str) -> None:
             ("against_full_space", FULL_SPACE),
         ):
             study.findings[name].setdefault(finding, []).extend(
-                speed(*about, label, against) for label in rules
+                speed(*about, label, against) for label in learned(*about)
             )
-    tell(study, held, here, rules)
+    tell(study, held, here)
     sooner = f"{name}, {amounts.shorter} of {amounts.epochs} epochs"
-    against_subspace(study, sooner, here, fresh, rules, epochs=amounts.shorter, halved=True)
+    against_subspace(
+        study, sooner, here, fresh, rules, epochs=amounts.shorter, schedules={"cosine": COSINE}
+    )
 
 
 def contests(
@@ -108,9 +115,10 @@ def contests(
     whole: Mapping[str, TrainedRule] | None = None,
     *,
     homes: Mapping[str, Place] | None = None,
+    subspace: Mapping[str, Scheduled] = SUBSPACE,
     full_space: Mapping[str, Scheduled] | None = None,
     epochs: int | None = None,
-    halved: bool = False,
+    schedules: Mapping[str, Schedule] | None = None,
 ) -> tuple[Contest, Contest]:
     """Rules beside tuned baselines from the saved start, then from fresh ones at the same rates.
 
@@ -121,18 +129,22 @@ def contests(
         fresh: from starts that no rule has seen, one a seed.
         within, whole: rules to test in the subspace, and on all parameters.
         homes: where rules of subspaces were meta-trained, those that were not `here`.
-        full_space: baselines of the whole space, beside `SUBSPACE`; of these `AGAIN` and the best
-            are run from fresh starts too.
+        subspace: baselines of the subspace.
+        full_space: baselines of the whole space; of these `AGAIN` and the best are run from fresh
+            starts too.
         epochs: of every training, by default the scale's.
-        halved: the rules of the subspace once more, and `HALVED`, with steps that come down to 0 by
-            the middle of the training.
+        schedules: under which the rules of the subspace run once more, by what is added to their
+            names.
 
     Returns:
         Both contests, as published and corrected.
     """
     whole, full_space, homes = whole or {}, full_space or {}, homes or {}
-    entries = {**SUBSPACE, **(HALVED if halved else {})}
-    quiet = {to_half(label): rule for label, rule in within.items()} if halved else {}
+    paced = {
+        f"{label}, {added}": (rule, schedule)
+        for added, schedule in (schedules or {}).items()
+        for label, rule in within.items()
+    }
     held, later = (
         contest(study, name, here.task, protocol, epochs=epochs)
         for protocol in ("as-published", "corrected")
@@ -143,53 +155,60 @@ def contests(
             label, here.sub, trained, meta_task=label_task(label),
             meta_subspace=0.0 if home is here else home.seconds,
         )  # fmt: skip
-    for label, trained in quiet.items():
-        held.rule(label, here.sub, trained, schedule=TO_HALF)
+    for label, (trained, schedule) in paced.items():
+        held.rule(label, here.sub, trained, schedule=schedule)
     for label, trained in whole.items():
         held.rule(label, here.full, trained)
-    rates = {label: held.baseline(label, here.sub, entry) for label, entry in entries.items()}
+    rates = {label: held.baseline(label, here.sub, entry) for label, entry in subspace.items()}
     rates |= {label: held.baseline(label, here.full, entry) for label, entry in full_space.items()}
     held.finish()
-    held.before(basis_seconds(held, here), [*within, *quiet, *entries])
+    held.before(basis_seconds(held, here), [*within, *paced, *subspace])
     for label, trained in within.items():
         later.rule(
             label, [other.sub for other in fresh], trained, meta_task=label_task(label),
             meta_subspace=homes.get(label, here).seconds,
         )  # fmt: skip
-    for label, trained in quiet.items():
+    for label, (trained, schedule) in paced.items():
         later.rule(
-            label, [other.sub for other in fresh], trained, schedule=TO_HALF,
+            label, [other.sub for other in fresh], trained, schedule=schedule,
             meta_subspace=here.seconds,
         )  # fmt: skip
     for label, trained in whole.items():
         later.rule(label, [other.full for other in fresh], trained)
-    again = [*entries, *(label for label in AGAIN if label in full_space)]
+    again = [*subspace, *(label for label in AGAIN if label in full_space)]
     if full_space:
         best, _ = lowest(curves(held.records, name, held.key.protocol), full_space)
         again.append(best)
     for label in dict.fromkeys(again):
-        tasks = [other.sub if label in entries else other.full for other in fresh]
-        entry = entries.get(label) or full_space[label]
+        tasks = [other.sub if label in subspace else other.full for other in fresh]
+        entry = subspace.get(label) or full_space[label]
         later.baseline(label, tasks, entry, rates[label])
     return held, later
 
 
-def to_half(label: str) -> str:
-    """What a rule is called where its steps follow `TO_HALF`."""
-    return f"{label}, cosine to half"
+def within_subspace(records: Records, task: str) -> list[str]:
+    """Optimizers of a contest that had to have a subspace first."""
+    blocks = records.select("subspace_seconds", purpose="cost", task=task)
+    return [block.key.optimizer for block in blocks]
 
 
-def tell(study: Study, held: Contest, here: Place, within: Iterable[str]) -> None:
+def learned(records: Records, task: str, protocol: str) -> list[str]:
+    """Of these the rules that ran under a protocol."""
+    found = curves(records, task, protocol)
+    names = within_subspace(records, task)
+    return [name for name in names if name in found and found[name].key.kind == "learned"]
+
+
+def tell(study: Study, held: Contest, here: Place) -> None:
     """Findings of stability and cost under both protocols.
 
     Args:
         study: gets them.
         held: the contest from the saved start; that from fresh ones has its name.
         here: where it was held.
-        within: rules of the subspace.
     """
     seconds = basis_seconds(held, here)
-    subspace = {*within, *map(to_half, within), *SUBSPACE, *HALVED}
+    subspace = within_subspace(study.records, held.name)
     for protocol in dict.fromkeys(block.key.protocol for block in study.records.select(
             "train_loss", purpose="test", task=held.name)):  # fmt: skip
         about = (study.records, held.name, protocol)
@@ -219,7 +238,7 @@ def against_subspace(
     rules: Mapping[str, TrainedRule],
     homes: Mapping[str, Place] | None = None,
     epochs: int | None = None,
-    halved: bool = False,
+    schedules: Mapping[str, Schedule] | None = None,
 ) -> None:
     """Rules beside the tuned baselines of the subspace, from the saved start and from fresh ones.
 
@@ -229,16 +248,17 @@ def against_subspace(
         here: the network from its saved start.
         fresh: from starts that no rule has seen, one a seed.
         rules: to test.
-        homes, epochs, halved: as in `contests`.
+        homes, epochs, schedules: as in `contests`.
     """
     held, later = contests(
-        study, name, here, fresh, rules, homes=homes, epochs=epochs, halved=halved
+        study, name, here, fresh, rules, homes=homes, epochs=epochs, schedules=schedules
     )
     for protocol in (held.key.protocol, later.key.protocol):
+        about = (study.records, name, protocol)
         study.findings.setdefault("against_subspace", []).extend(
-            speed(study.records, name, protocol, label, SUBSPACE) for label in rules
+            speed(*about, label, SUBSPACE) for label in learned(*about)
         )
-    tell(study, held, here, rules)
+    tell(study, held, here)
     study.findings["accuracy"] = accuracies(study.records)
 
 

@@ -46,14 +46,15 @@ META_RATE = 0.01
 
 _STEPS = Schedule("steps", (0.5, 0.75))
 _EARLY = Schedule("steps", (0.3, 0.5))
-_COSINE = Schedule("cosine")
+COSINE = Schedule("cosine")
+"""Down to 0 at the end of a training."""
 
 FULL_SPACE: dict[str, Scheduled] = {
     "sgd": Scheduled("sgd", torch.optim.SGD, 0.1, {}, _STEPS),
     "momentum": Scheduled("momentum", torch.optim.SGD, 0.1, {"momentum": 0.9}, _STEPS),
     "adam": Scheduled("adam", torch.optim.Adam, 0.001, {"betas": (0.9, 0.99)}, _STEPS),
     "rmsprop": Scheduled("rmsprop", torch.optim.RMSprop, 0.01, {}, _STEPS),
-    "adamw, cosine": Scheduled("adamw", torch.optim.AdamW, 0.002, {}, _COSINE),
+    "adamw, cosine": Scheduled("adamw", torch.optim.AdamW, 0.002, {}, COSINE),
 }
 """Baselines of the whole space: table 1 of the supplement with its rates and drops, and AdamW."""
 
@@ -62,7 +63,7 @@ SUBSPACE: dict[str, Scheduled] = {
     "momentum in subspace": Scheduled(
         "momentum", torch.optim.SGD, 1.0, {"momentum": 0.9}, _EARLY
     ),
-    "adamw in subspace, cosine": Scheduled("adamw", torch.optim.AdamW, 0.05, {}, _COSINE),
+    "adamw in subspace, cosine": Scheduled("adamw", torch.optim.AdamW, 0.05, {}, COSINE),
 }  # fmt: skip
 """Baselines of the subspace: table 1's, and AdamW."""
 

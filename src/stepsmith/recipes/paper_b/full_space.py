@@ -82,7 +82,7 @@ def _network(study: Study, name: str) -> None:
         study.findings.setdefault("against_sl2o", []).extend(
             speed(*about, label, [SL2O]) for label in RULES
         )
-    tell(study, held, here, [SL2O])
+    tell(study, held, here)
     _with_the_basis(study, name, here, rules)
 
 
