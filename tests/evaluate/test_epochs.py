@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -9,7 +11,7 @@ from tests.conftest import make_tiny_task
 from tests.evaluate.test_run import fresh
 
 from stepsmith.evaluate import Key, Records, epochs, summarise
-from stepsmith.evaluate.epochs import Contest, Length, train_epochs
+from stepsmith.evaluate.epochs import Contest, Length, joined, train_epochs
 from stepsmith.evaluate.halving import Rung
 from stepsmith.evaluate.schedules import Schedule, Scheduled
 from stepsmith.unroll import TorchStepper
@@ -97,8 +99,8 @@ def test_a_contest_tunes_tests_and_summarises(tiny_task):
     held = contest(timing_rounds=1)
     rate = held.baseline("momentum", tiny_task, MOMENTUM)
     held.rule("mine", tiny_task, fresh(), meta_task="tiny", meta_subspace=5.0)
-    held.before(7.0, ["mine"])
-    held.finish()
+    held.time_steps()
+    held.add_subspace_seconds(7.0, ["mine"])
     found = held.tuned["momentum"]
     assert rate == found.rate
     last = {r: value for (r, share), value in found.scores.items() if share == 1.0}
@@ -175,6 +177,7 @@ def test_a_tuning_that_was_interrupted_keeps_what_was_tried(tmp_path, tiny_task,
     [
         {"length": Length(2, 12)}, {"seeds": [0, 2]}, {"rungs": (Rung(0.5, 3), Rung(1.0, 1))},
         {"key": Key(recipe="r", scale="quick", protocol="other")},
+        {"length": Length(3, 8, tests=2)},
     ],
 )  # fmt: skip
 def test_whatever_decides_the_numbers_misses(changes, tmp_path, tiny_task, monkeypatch):
@@ -184,11 +187,104 @@ def test_whatever_decides_the_numbers_misses(changes, tmp_path, tiny_task, monke
         contest(cache=tmp_path, **changes).baseline("momentum", tiny_task, MOMENTUM)
 
 
+def test_each_schedule_has_runs_of_its_own(tmp_path, tiny_task):
+    held, rule = contest(cache=tmp_path), fresh()
+    for drop in (0.3, 0.6):
+        schedule = Schedule("cosine", (drop,))
+        held.rule(f"mine, {drop}", tiny_task, rule, schedule=schedule)
+        entry = Scheduled("sgd", torch.optim.SGD, 0.1, {}, schedule)
+        held.baseline(f"sgd, {drop}", tiny_task, entry, rate=0.1)
+    ends = {
+        block.key.optimizer: tuple(block.values[:, -1])
+        for block in held.records.select("train_loss", purpose="test")
+    }
+    assert len(set(ends.values())) == 4
+
+
+def test_tuning_draws_the_schedule_together_on_a_seed_and_the_first_task(tiny_task, monkeypatch):
+    rates, tasks = [], []
+
+    def sgd(params, lr):
+        made = torch.optim.SGD(params, lr)
+        made.register_step_pre_hook(lambda own, *_: rates[-1].append(own.param_groups[0]["lr"]))
+        return made
+
+    def watched(task, make, seeds, length, **options):
+        rates.append([])
+        tasks.append(task)
+        return train_epochs(task, make, seeds, length, **options)
+
+    monkeypatch.setattr(epochs, "train_epochs", watched)
+    held = contest()
+    other = make_tiny_task(batch_size=5)
+    held.baseline("watched", [tiny_task, other], Scheduled("sgd", sgd, 0.1, {}, Schedule("cosine")))
+    tuned = list(held.records.select("final_loss", purpose="tuning"))
+    assert {tuple(block.seeds) for block in tuned} == {(epochs.TUNING_SEED,)}
+    assert set(tasks[: len(tuned)]) == {tiny_task}
+    assert {len(seen) for seen in rates[: len(tuned)]} == {6, 24}
+    for seen in rates[: len(tuned)]:  # the last step's rate is that of the last share
+        assert seen[-1] / seen[0] == pytest.approx(Schedule("cosine").at(1 - 1 / len(seen)))
+
+
+def test_steps_are_timed_where_they_were_made(tiny_task, monkeypatch):
+    other, given = make_tiny_task(batch_size=5), {}
+    monkeypatch.setattr(
+        epochs.cost, "seconds_in_turn", lambda timed, rounds: given.update(timed) or {}
+    )
+    held = contest(timing_rounds=1)
+    held.baseline("one", tiny_task, MOMENTUM, rate=0.1)
+    held.rule("two", other, fresh())
+    held.time_steps()
+    assert {label: task for label, (task, _) in given.items()} == {"one": tiny_task, "two": other}
+
+
+def test_what_parts_took_is_summed():
+    key = Key(optimizer="x", purpose="test")
+    parts = []
+    for seed in (3, 4):
+        part = Records()
+        part.add(key, "train_loss", [[seed, 1.0]], seeds=[seed], steps=[0, 1])
+        spent = replace(key, purpose="spent")
+        part.add(spent, "core_seconds", [float(seed)], seeds=[0], steps=[0])
+        parts.append(part)
+    losses, spent = joined(parts).blocks
+    assert losses.values.tolist() == [[3, 1], [4, 1]]
+    assert (losses.seeds.tolist(), spent.values.item()) == ([3, 4], 7.0)
+
+
 def test_a_given_rate_is_not_tuned(tiny_task):
     held = contest()
     assert held.baseline("as published", tiny_task, MOMENTUM, rate=0.1) == 0.1
+    held.baseline("tuned elsewhere", tiny_task, MOMENTUM, rate=0.1, tuned_for="final")
     assert not held.tuned
     assert not list(held.records.select("final_loss", purpose="tuning"))
+    told = [block.key.tuned_for for block in held.records.select("train_loss", purpose="test")]
+    assert told == ["", "final"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "match"),
+    [
+        ({"seeds": []}, r"tiny: needs seeds, each once, got \[\]"),
+        ({"seeds": [0, 0]}, "each once, got"), ({"copies": 0}, "copies must be at least 1"),
+        ({"timing_rounds": -1}, "timing_rounds at least 0"),
+    ],
+)  # fmt: skip
+def test_contests_that_cannot_be_held(changes, match):
+    with pytest.raises(ValueError, match=match):
+        contest(**changes)
+
+
+def test_entrants_that_cannot_be(tiny_task):
+    held = contest()
+    for rate in (0.0, -1.0, float("nan"), float("inf")):
+        with pytest.raises(ValueError, match="momentum's rate must be > 0"):
+            held.baseline("momentum", tiny_task, MOMENTUM, rate=rate)
+    held.baseline("momentum", tiny_task, MOMENTUM, rate=0.1)
+    with pytest.raises(ValueError, match="two optimizers are called 'momentum'; rename one"):
+        held.rule("momentum", tiny_task, fresh())
+    with pytest.raises(ValueError, match=r"unknown optimizer 'momentun'.*Did you mean 'momentum'"):
+        held.add_subspace_seconds(1.0, ["momentun"])
 
 
 def test_refused_lengths():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import pytest
@@ -87,6 +88,9 @@ def test_a_rate_that_wins_late_has_its_neighbours_tried_over_the_whole_training(
 
 def test_a_grid_widens_while_its_edge_wins_and_says_where_it_stopped():
     assert halve(lambda rate, share: abs(math.log(rate / 40)), 0.5).rate == 32.0
+    tried = {rate for rate, _ in halve(lambda rate, share: rate, 0.05).scores}
+    ordered = sorted(tried)
+    assert all(b / a > 1.9 for a, b in itertools.pairwise(ordered))  # no rate twice, rounded
     endless = halve(lambda rate, share: -rate, 1.0)
     assert endless.at_edge
     assert len({rate for rate, share in endless.scores if share < 0.2}) == WIDEST

@@ -2,19 +2,29 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
+from tests.evaluate.test_run import fresh as untrained
 
 from stepsmith.evaluate import Key, Records
 from stepsmith.evaluate.statistics import stability
 from stepsmith.recipes import QUICK, Study
-from stepsmith.recipes.paper_b import deep
+from stepsmith.recipes.paper_b import choices, deep
 from stepsmith.recipes.paper_b.clock import clock, outlasting, speed
-from stepsmith.recipes.paper_b.comparisons import accuracies, label_task
+from stepsmith.recipes.paper_b.comparisons import (
+    accuracies,
+    against_subspace,
+    data_transfer,
+    label_task,
+    within_subspace,
+)
 from stepsmith.recipes.paper_b.full_space import memory
 from stepsmith.recipes.paper_b.principal import claims, statements, updates
 from stepsmith.tasks import SubspaceTask
+from stepsmith.tasks.image_files import DataError
 from stepsmith.unroll import Copies, TorchStepper
 
 NETWORK = "cnn8-bn"  # small enough for every test, and with running statistics
@@ -81,6 +91,66 @@ def test_full_space_and_subspace_begin_alike(study):
     torch.testing.assert_close(*losses)
     assert isinstance(made.sub, SubspaceTask)
     assert sub.theta.shape == (1, made.basis.dim)
+
+
+def test_rules_and_baselines_meet_under_both_protocols(study):
+    here, fresh = deep.place(study, NETWORK), deep.fresh_places(study, NETWORK)
+    other = deep.place(study, NETWORK, seed=7)
+    rule = untrained("mine")
+    against_subspace(
+        study, NETWORK, here, fresh, {"mine": rule, "SL2O (elsewhere)": rule},
+        homes={"SL2O (elsewhere)": other}, schedules={"cosine": deep.COSINE},
+    )  # fmt: skip
+    runs = {
+        (block.key.protocol, block.key.optimizer): block
+        for block in study.records.select("train_loss", purpose="test")
+    }
+    rules = [f"{rule}{pace}" for pace in ("", ", cosine") for rule in ("mine", "SL2O (elsewhere)")]
+    names = {*rules, *deep.SUBSPACE}
+    assert runs.keys() == {(p, name) for p in ("as-published", "corrected") for name in names}
+    for name in deep.SUBSPACE:  # tuned once, from the saved start
+        keys = [runs[protocol, name].key for protocol in ("as-published", "corrected")]
+        assert keys[0].parameters == keys[1].parameters
+        assert {key.tuned_for for key in keys} == {"final"}
+    starts = {float(x) for x in runs["corrected", "mine"].values[:, 0]}
+    assert len(starts) == len(fresh)
+    found = study.records.select("meta_training_subspace_seconds")
+    spent = {(b.key.protocol, b.key.optimizer): float(b.values.item()) for b in found}
+    for pace in ("", ", cosine"):
+        assert ("as-published", f"mine{pace}") not in spent
+        assert spent["corrected", f"mine{pace}"] == here.seconds
+        for protocol in ("as-published", "corrected"):
+            assert spent[protocol, f"SL2O (elsewhere){pace}"] == other.seconds
+            assert runs[protocol, f"SL2O (elsewhere){pace}"].key.meta_task == "elsewhere"
+    assert within_subspace(study.records, NETWORK) == [*rules, *deep.SUBSPACE]
+    held = [(row["protocol"], row["rule"]) for row in study.findings["against_subspace"]]
+    assert held == [(p, name) for p in ("as-published", "corrected") for name in rules]
+    assert all(row["with_basis"] is None or row["with_basis"] > row["seconds"]
+               for row in study.findings["clock"])  # fmt: skip
+
+
+def test_data_that_all_is_held_against_must_be_there(study):
+    study.data_dir, study.source = "nowhere", "directory"
+    with pytest.raises(DataError, match="nowhere"):
+        data_transfer(study)
+
+
+def test_meta_trainings_that_lost_are_paid_for(study, monkeypatch):
+    monkeypatch.setattr(choices, "FACTORS_OF_DM", (0.01, 0.1))
+    monkeypatch.setattr(choices, "RATES_OF_DM", (0.01, 0.1))
+    monkeypatch.setattr(choices, "against_subspace", lambda *_, **__: None)
+    scores = iter([3.0, 2.0, 4.0])  # as published, a larger factor, a larger rate
+
+    def learned(study, label, task, rule=None, **_):
+        score = next(scores, 1.0)
+        told = {"seconds": 9.0, "core_seconds": score, "validation": {"score": score}}
+        return replace(untrained(label), manifest={**told, "name": label})
+
+    monkeypatch.setattr(choices, "learn", learned)
+    choices.versus_dm(study)
+    assert [row["validation"] for row in study.findings["tuning"]] == [3.0, 2.0, 4.0]
+    seconds = study.records.select("meta_training_core_seconds")
+    assert [float(block.values.item()) for block in seconds] == [3.0, 2.0, 4.0]
 
 
 def test_rules_are_told_apart_by_where_they_learned(study):

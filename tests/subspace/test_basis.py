@@ -13,6 +13,7 @@ from torch import nn
 from stepsmith import CheckpointError, store
 from stepsmith.subspace import Subspace, per_layer, products, random
 from stepsmith.subspace.layout import TypedLayout, members
+from stepsmith.subspace.orthonormal import orthonormal
 
 SIZE = 63
 
@@ -197,12 +198,35 @@ def test_wrong_numbers_of_coefficients(subspace):
         ({"origin": torch.zeros(4, dtype=torch.float64)}, "hold 63 numbers"),
         ({"origin": torch.zeros(63)}, "must be torch.float64, is torch.float32"),
         ({"blocks": (torch.zeros(2, 63, dtype=torch.int64),)}, "blocks must be one of"),
+        ({"blocks": (torch.full((2, 63), float("nan")).double(),)}, "the basis is not finite"),
+        (
+            {"blocks": (torch.tensor([[float("inf"), -float("inf"), *[0.0] * 61]]).double(),)},
+            "the basis is not finite",
+        ),
+        ({"origin": torch.full((63,), float("nan")).double()}, "not finite .* in '0.weight'"),
     ],
 )
 def test_parts_that_do_not_belong_together(change, match):
     whole = random(network(), 2)
     with pytest.raises(ValueError, match=match):
         dataclasses.replace(whole, **change)
+
+
+def test_another_start_brings_its_own_buffers(subspace):
+    other = network(1)
+    other[1].running_mean.fill_(3)
+    other[3].requires_grad_(False)
+    moved = subspace.with_origin(other)
+    assert torch.equal(moved.buffers["1.running_mean"], other[1].running_mean)
+    assert torch.equal(moved.buffers["3.bias"], other[3].bias)
+    elsewhere = subspace.to("meta").with_origin(other)
+    assert {value.device.type for value in elsewhere.buffers.values()} == {"meta"}
+
+
+def test_rows_that_depend_on_each_other_are_refused():
+    rows = torch.ones(2, 7, dtype=torch.float64)
+    with pytest.raises(ValueError, match="only 1 of 2 directions are independent"):
+        orthonormal(lambda: iter([(0, slice(0, 7), rows)]), [(2, 7)], torch.float64)
 
 
 def test_repr_says_what_it_is():

@@ -9,6 +9,8 @@ from tests.subspace.test_basis import dense
 from torch import nn
 
 from stepsmith.subspace import gaussian, per_layer, random
+from stepsmith.subspace.layers import _groups
+from stepsmith.subspace.layout import TypedLayout
 
 
 @pytest.mark.parametrize(("dtype", "close"), [(torch.float32, 1e-6), (torch.float64, 1e-12)])
@@ -60,8 +62,35 @@ def test_per_layer_random_is_block_diagonal():
 def test_more_directions_than_parameters():
     with pytest.raises(ValueError, match="d = 64 directions asked for, but the model has only 63"):
         random(network(), 64)
-    with pytest.raises(ValueError, match="d must be at least 1, got 0"):
-        random(network(), 0)
+    for d in (0, 2.0, True):
+        with pytest.raises(ValueError, match=f"random: d must be a whole number, .* got {d}"):
+            random(network(), d)
+
+
+def test_parameters_may_come_by_name():
+    model = network()
+    made = [random(given, 2, generator=seeded(1)) for given in (model, model.named_parameters())]
+    assert torch.equal(made[0].blocks[0], made[1].blocks[0])
+    with pytest.raises(TypeError, match="a subspace goes by the names of parameters"):
+        random(model.parameters(), 2)
+
+
+def test_what_belongs_to_a_trajectory_is_refused_with_a_model():
+    for given in ({"centred": False}, {"block": 8}, {"params": ["0.bias"]}):
+        with pytest.raises(ValueError, match="belong to a trajectory, not to a model"):
+            per_layer(network(), 2, **given)
+
+
+@pytest.mark.parametrize("place", [0, 1])
+def test_empty_tensors_join_the_first_layer(place):
+    params = {"a": torch.ones(5), "b": torch.ones(4)}
+    names = ["a", "b"]
+    names.insert(2 * place, "none")
+    tensors = {**params, "none": torch.empty(0)}
+    layout = TypedLayout.of({name: tensors[name] for name in names})
+    assert _groups(layout, "tensor") == [["a", "none"], ["b"]]
+    with pytest.raises(ValueError, match="per_layer: all tensors are empty: none"):
+        _groups(TypedLayout.of({"none": torch.empty(0)}), "tensor")
 
 
 def test_models_without_a_subspace():

@@ -32,11 +32,26 @@ def test_every_so_many_calls_the_first_too(tmp_path):
         assert manifest["buffers"] == [name for name, _ in model.named_buffers()]
 
 
-def test_frozen_parameters_are_not_kept(tmp_path):
+def test_frozen_parameters_are_kept_once_and_no_part_of_the_trajectory(tmp_path):
     model = network()
     model[0].weight.requires_grad_(False)
-    tensors, _ = store.read(Snapshots(tmp_path, model).record(), "snapshot")
-    assert "0.weight" not in tensors
+    snapshots = Snapshots(tmp_path, model)
+    kept = [store.read(snapshots.record(), "snapshot") for _ in range(2)]
+    assert torch.equal(kept[0][0]["0.weight"], model[0].weight)
+    assert "0.weight" in kept[0][1]["buffers"]
+    assert "0.weight" not in kept[0][1]["parameters"]
+    assert "0.weight" not in kept[1][0]
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+def test_what_is_trained_may_not_change_along_the_run(frozen, tmp_path):
+    model = network()
+    model[3].bias.requires_grad_(not frozen)
+    snapshots = Snapshots(tmp_path, model)
+    snapshots()
+    model[3].bias.requires_grad_(frozen)
+    with pytest.raises(ValueError, match=r"parameter '3.bias' was frozen or unfrozen along"):
+        snapshots()
 
 
 def test_order_is_that_of_time_past_a_million(tmp_path):
@@ -86,8 +101,9 @@ def test_a_run_of_which_snapshots_are_missing_is_not_resumed(tmp_path):
 
 
 def test_bad_arguments(tmp_path):
-    with pytest.raises(ValueError, match="every must be at least 1, got 0"):
-        Snapshots(tmp_path, network(), every=0)
+    for every in (0, 2.5, 62.4, True):
+        with pytest.raises(ValueError, match=f"every must be a whole number, .* got {every}"):
+            Snapshots(tmp_path, network(), every=every)
     with pytest.raises(ValueError, match="does any require a gradient"):
         Snapshots(tmp_path, torch.nn.Tanh())
     assert Snapshots.listed(tmp_path / "none") == []

@@ -10,7 +10,7 @@ from tests.subspace.test_basis import dense
 from torch import nn
 
 from stepsmith import CheckpointError
-from stepsmith.subspace import from_trajectory, per_layer
+from stepsmith.subspace import Snapshots, from_trajectory, per_layer
 
 NAMES = [name for name, _ in network().named_parameters()]
 
@@ -179,8 +179,10 @@ def test_too_few_checkpoints(centred, least):
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
 def test_identical_checkpoints(dtype):
     (state,) = drawn(1, 1, dtype)
-    with pytest.raises(ValueError, match="checkpoints are all the same"):
-        from_trajectory([state] * 6, 2)
+    with pytest.raises(ValueError, match=r"checkpoints are all the same .*parameters$"):
+        from_trajectory([{k: v.clone() for k, v in state.items()} for _ in range(6)], 2)
+    with pytest.raises(ValueError, match=r"the same .* gives the live tensors: copy them"):
+        from_trajectory([dict(state) for _ in range(6)], 2)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
@@ -203,8 +205,33 @@ def test_a_checkpoint_that_is_not_finite_is_named(bad, block, tmp_path):
     with pytest.raises(ValueError, match=r"checkpoint 3 \(.*3.safetensors\) is not finite"):
         from_trajectory(sorted(tmp_path.iterdir()), 2, block=block)
     good = drawn(5, 3)
-    with pytest.raises(ValueError, match="the origin is not finite"):
+    with pytest.raises(ValueError, match=r"the origin is not finite \(.* in 'b'\)"):
         from_trajectory(good, 2, origin=states[3])
+
+
+@pytest.mark.parametrize("d", [1, 2])
+@pytest.mark.parametrize("centred", [True, False])
+def test_directions_point_to_where_training_went(d, centred):
+    for seed in range(8):  # about half of them would not by chance
+        states = drawn(6, 3, seed=seed)
+        made = from_trajectory(states, d, centred=centred)
+        moved = made.coefficients(states[-1]) - made.coefficients(states[0])
+        assert torch.all(moved >= 0)
+
+
+def test_frozen_parameters_come_with_the_basis(tmp_path):
+    model = network()
+    model[0].requires_grad_(False)
+    snapshots = Snapshots(tmp_path, model)
+    for _ in range(4):
+        snapshots()
+        with torch.no_grad():
+            model[3].weight += torch.randn(3, 5, generator=seeded(3), dtype=torch.float64)
+            model[3].bias += 1
+    last = snapshots.paths()[-1]
+    for made in (from_trajectory(snapshots, 1), from_trajectory(snapshots, 1, origin=last)):
+        assert torch.equal(made.buffers["0.weight"], model[0].weight)
+        assert "0.weight" not in made.layout.names
 
 
 def test_folders_without_snapshots(tmp_path):
@@ -265,8 +292,9 @@ def test_frozen_parameters_are_left_out():
 @pytest.mark.parametrize(
     ("arguments", "kind", "match"),
     [
-        ({"d": 0}, ValueError, "d must be at least 1, got 0"),
-        ({"block": 0}, ValueError, "block must be at least 1"),
+        ({"d": 0}, ValueError, "d must be a whole number, at least 1, got 0"),
+        ({"d": 2.0}, ValueError, "d must be a whole number, at least 1, got 2.0"),
+        ({"block": 0}, ValueError, "block must be a whole number, at least 1"),
         ({"dtype": torch.int32}, ValueError, "dtype must be one of"),
     ],
 )

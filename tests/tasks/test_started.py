@@ -65,6 +65,13 @@ def test_a_start_does_not_move_with_the_model_it_came_from():
     assert identity(started) == before
 
 
+def test_a_problem_held_fast_is_told_from_a_fresh_one_each_seed():
+    task = make_task("quadratic")
+    params, buffers = task.init(torch.Generator().manual_seed(0))
+    told = [identity(StartedTask(task, params, given)) for given in (None, buffers)]
+    assert told[0] != told[1]
+
+
 def test_starts_are_told_apart_by_their_running_statistics():
     task = make_task("cnn8-bn-mnist", source="sample")
     params, buffers = task.init(torch.Generator().manual_seed(1))

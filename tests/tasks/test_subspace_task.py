@@ -153,6 +153,46 @@ def test_buffers_without_saved_ones_are_the_tasks_own():
     assert all(torch.equal(buffers[key], want[key]) for key in want)
 
 
+def test_saved_buffers_are_copied_in_the_tasks_dtype_and_must_fit():
+    task = normed_task()
+    made = basis(task)
+    saved = made.buffers["1.running_mean"]
+    saved.fill_(2)
+    within = SubspaceTask(task, dataclasses.replace(
+        made, buffers={**made.buffers, "1.running_mean": saved.float()}))  # fmt: skip
+    for _ in range(2):  # what was written to the first start's is not in the next one's
+        _, buffers = within.init(seeded())
+        assert buffers["1.running_mean"].dtype == torch.float64
+        assert torch.all(buffers["1.running_mean"] == 2)
+        buffers["1.running_mean"].fill_(9)
+    other = {**made.buffers, "1.running_mean": torch.zeros(7)}
+    with pytest.raises(ValueError, match=r"buffer '1.running_mean' has shape \(7,\), .* \(5,\)"):
+        SubspaceTask(task, dataclasses.replace(made, buffers=other))
+
+
+def test_frozen_layers_start_as_they_were_in_the_basis():
+    def make() -> nn.Module:
+        model = nn.Sequential(nn.Linear(6, 5), nn.Tanh(), nn.Linear(5, 3))
+        model[0].requires_grad_(False)
+        return model.double()
+
+    inputs, targets = torch.randn(20, 6).double(), torch.zeros(20, dtype=torch.int64)
+    task = ModuleTask(make, nn.functional.cross_entropy, (inputs, targets), dtype=torch.float64)
+    model = task.module(*task.init(seeded(5)))
+    within = SubspaceTask(task, random(model, 3, generator=seeded(1)))
+    for seed in (0, 1):
+        params, buffers = within.init(seeded(seed))
+        loss, _, _ = within.loss(params, buffers, (inputs, targets), None, True)
+        torch.testing.assert_close(loss, nn.functional.cross_entropy(model(inputs), targets))
+
+
+def test_graphs_are_for_one_basis():
+    task = normed_task()
+    task.capturable = True
+    assert SubspaceTask(task, basis(task)).capturable
+    assert not SubspaceTask(task, [basis(task), basis(task, 1)]).capturable
+
+
 def test_what_the_inner_task_says_is_passed_on():
     task = with_noisy_batches(make_tiny_task(), every=2, distinct=1)
     within = SubspaceTask(task, basis(task))

@@ -11,8 +11,10 @@ from __future__ import annotations
 import functools
 import itertools
 import json
+import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -35,6 +37,7 @@ from stepsmith.evaluate.schedules import Schedule, Scheduled, scheduled
 from stepsmith.evaluate.statistics import require_positive, score
 from stepsmith.evaluate.tuning import hyper_parameters
 from stepsmith.hub import TrainedRule
+from stepsmith.names import unknown
 from stepsmith.optim import LearnedOptimizer
 from stepsmith.tasks.base import Task
 from stepsmith.unroll import Copies, roll
@@ -78,6 +81,15 @@ class Length:
         return [round(self.total * (number + 1) / count) for number in range(count)]
 
 
+@dataclass(frozen=True)
+class _Entrant:
+    """An optimizer that was tested: where, how it is made, and the key of its records."""
+
+    task: Task
+    make: cost.MakeOptimizer
+    key: Key
+
+
 @dataclass
 class Contest:
     """Optimizers compared on one network and its data, wherever each of them moves it.
@@ -85,7 +97,7 @@ class Contest:
     Args:
         name: of the task in the records: one name for full space and subspaces.
         length: of every training.
-        seeds: of the tests.
+        seeds: of the tests, each once.
         key: recipe, scale and protocol of the records.
         records: gets every measurement.
         cache: folder as for `evaluate`, or None: every training is kept there by itself.
@@ -96,6 +108,10 @@ class Contest:
 
     Attributes:
         tuned: what was tried for each baseline.
+
+    Raises:
+        ValueError: no seeds or one twice, `copies` below 1, `timing_rounds` below 0, a cache that
+            is no folder.
     """
 
     name: str
@@ -103,14 +119,23 @@ class Contest:
     seeds: Sequence[int]
     key: Key
     records: Records
-    cache: Any = None
+    cache: str | Path | None = None
     copies: int = 1
     rungs: tuple[Rung, ...] = RUNGS
     timing_rounds: int = 0
     say: Callable[[str], None] = lambda message: None
-    tuned: dict[str, Halved] = field(default_factory=dict)
-    _timed: dict[str, tuple[Task, cost.MakeOptimizer]] = field(default_factory=dict)
-    _keys: dict[str, Key] = field(default_factory=dict)
+    tuned: dict[str, Halved] = field(default_factory=dict, init=False)
+    _entrants: dict[str, _Entrant] = field(default_factory=dict, init=False)
+    _caches: dict[Task, Cache] = field(default_factory=dict, init=False)
+
+    def __post_init__(self):
+        if not self.seeds or len(set(self.seeds)) < len(self.seeds):
+            raise ValueError(f"{self.name}: needs seeds, each once, got {list(self.seeds)}")
+        if self.copies < 1 or self.timing_rounds < 0:
+            raise ValueError(
+                f"{self.name}: copies must be at least 1 and timing_rounds at least 0, got "
+                f"{self.copies} and {self.timing_rounds}"
+            )
 
     def baseline(
         self,
@@ -118,37 +143,44 @@ class Contest:
         tasks: Task | Sequence[Task],
         entry: Scheduled,
         rate: float | None = None,
+        *,
+        tuned_for: str = "",
     ) -> float:
         """Tune a baseline, by the final loss of its training, and test it.
 
         Args:
-            label: its name in the records.
+            label: its name in the records, one that no other has.
             tasks: where it moves the network; of several, seed number i trains the i-th, and the
                 first is tuned on.
             entry: the baseline.
             rate: taken as it is, without tuning, where given.
+            tuned_for: what a given rate was tuned for elsewhere, `final` say.
 
         Returns:
             The rate tested.
 
         Raises:
-            ValueError: neither one task nor one a seed.
+            ValueError: neither one task nor one a seed, a name taken, or a rate that is not above
+                0.
         """
         tasks = self._one_or_one_each(tasks)
+        self._require_new(label)
+        if rate is not None and not 0 < rate < math.inf:
+            raise ValueError(f"{self.name}: {label}'s rate must be > 0, got {rate!r}")
         if rate is None:
             found = self._tune(label, tasks[0], entry)
             self.tuned[label] = found
-            rate = found.rate
+            rate, tuned_for = found.rate, "final"
             if found.at_edge:
                 self.say(f"{self.name}: {label}'s best rate is an edge of its grid")
         make = entry.at(rate, self.length.total)
         key = replace(
-            self._key(tasks[0]), optimizer=label, kind="baseline", tuned_for="final",
+            self._key(tasks[0]), optimizer=label, kind="baseline", tuned_for=tuned_for,
             hyper_parameters=json.dumps(hyper_parameters(entry, rate)),
         )  # fmt: skip
         decides = decides_baseline(entry, schedule=repr(entry.schedule), rate=rate)
         self._test(label, tasks, key, by_torch(make), decides)
-        self._timed[label], self._keys[label] = (tasks[0], make), key
+        self._entrants[label] = _Entrant(tasks[0], make, key)
         return rate
 
     def rule(
@@ -164,7 +196,7 @@ class Contest:
         """Test a learned rule.
 
         Args:
-            label: its name in the records.
+            label: its name in the records, one that no other has.
             tasks: as for `baseline`.
             trained: the rule.
             schedule: of the factor on its steps, 1 at the start.
@@ -175,6 +207,7 @@ class Contest:
             ValueError: as `baseline`.
         """
         tasks = self._one_or_one_each(tasks)
+        self._require_new(label)
         key = learned_key(self._key(tasks[0]), label, trained)
         key = replace(key, meta_task=meta_task or key.meta_task)
         deployed = scheduled(
@@ -190,20 +223,38 @@ class Contest:
         if meta_subspace:
             own, metric = replace(key, purpose="meta"), "meta_training_subspace_seconds"
             self.records.add(own, metric, [meta_subspace], seeds=[0], steps=[0])
-        self._timed[label], self._keys[label] = (tasks[0], deployed), key
+        self._entrants[label] = _Entrant(tasks[0], deployed, key)
 
-    def finish(self) -> None:
+    def time_steps(self) -> None:
         """Time the steps of all optimizers in turn, so that a slow moment hits all of them."""
-        if self.timing_rounds and self._timed:
+        if self.timing_rounds and self._entrants:
             self.say(f"{self.name}: timing steps")
-            times = cost.seconds_in_turn(self._timed, rounds=self.timing_rounds)
-            add_times(self.records, times, self._keys)
+            timed = {label: (own.task, own.make) for label, own in self._entrants.items()}
+            times = cost.seconds_in_turn(timed, rounds=self.timing_rounds)
+            keys = {label: own.key for label, own in self._entrants.items()}
+            add_times(self.records, times, keys)
 
-    def before(self, seconds: float, labels: Iterable[str]) -> None:
-        """Record what is spent before each training of these optimizers, on a subspace."""
+    def add_subspace_seconds(self, seconds: float, labels: Iterable[str]) -> None:
+        """Record what is spent on a subspace before each training of these optimizers.
+
+        Raises:
+            ValueError: one that was not tested.
+        """
         for label in labels:
-            key = cost_key(self._keys[label])
+            if label not in self._entrants:
+                raise unknown("optimizer", label, self._entrants)
+            key = cost_key(self._entrants[label].key)
             self.records.add(key, "subspace_seconds", [seconds], seeds=[0], steps=[0])
+
+    def _require_new(self, label: str) -> None:
+        if label in self._entrants:
+            raise ValueError(f"{self.name}: two optimizers are called {label!r}; rename one")
+
+    def _cache(self, task: Task) -> Cache:
+        """To tell a task from others takes a gradient: once a task."""
+        if task not in self._caches:
+            self._caches[task] = Cache.of(self.cache, task)
+        return self._caches[task]
 
     def _one_or_one_each(self, tasks: Task | Sequence[Task]) -> list[Task]:
         given = [tasks] if isinstance(tasks, Task) else list(tasks)
@@ -223,7 +274,7 @@ class Contest:
     def _tune(self, label: str, task: Task, entry: Scheduled) -> Halved:
         """The rate whose training ends lowest, by the mean loss of its last tenth."""
         self.say(f"{self.name}: tuning {label}")
-        kept = Cache.of(self.cache, task)
+        kept = self._cache(task)
 
         def run(rate: float, share: float) -> float:
             steps = max(1, round(share * self.length.total))
@@ -278,7 +329,7 @@ class Contest:
                 }  # fmt: skip
             measure = functools.partial(self._trained, task, seeds, key, make)
             parts.append(
-                Cache.of(self.cache, task).fetch(
+                self._cache(task).fetch(
                     label, wanted, measure, lambda old: replace(key, purpose=old.purpose)
                 )
             )

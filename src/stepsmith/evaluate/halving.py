@@ -26,6 +26,8 @@ class Rung:
 RUNGS = (Rung(1 / 6, 5), Rung(1 / 2, 3), Rung(1.0, 2))
 WIDEST = 15
 """Rates tried on the first rung before its grid stops widening."""
+CLOSE = 1e-3
+"""Rates closer than this are one."""
 MOST = 6
 """Rates tried over the whole training before it stops there, and says so."""
 
@@ -105,7 +107,12 @@ def halve(
     while True:
         best = min(level, key=lambda rate: (level[rate], rate))
         around = [rounded(best / factor), rounded(best * factor)]
-        new = [rate for rate in around if rate not in level]
+        # Rounded twice, one rate may have two last digits.
+        new = [
+            rate
+            for rate in around
+            if not any(math.isclose(rate, old, rel_tol=CLOSE) for old in level)
+        ]
         if not new or len(level) >= max(MOST, rungs[-1].rates):
             return Halved(best, scores, at_edge=bool(new))
         level[new[0]] = measure(new[0], rungs[-1].share)

@@ -40,7 +40,7 @@ class Key:
     """What a block of measurements is about.
 
     Args:
-        recipe, scale: the experiment, and `full`, `small` or `quick`.
+        recipe, scale: the experiment, and `full`, `hundred`, `small` or `quick`.
         protocol: `corrected` or `as-published`.
         purpose: `tuning`, `test`, `cost` (seconds), `meta` (meta-training itself) or `spent` (what
             the measuring took).

@@ -258,11 +258,8 @@ def add_times(
 
 def add_meta_training(records: Records, key: Key, trained: TrainedRule) -> None:
     """Record what a rule's meta-training cost and how it went, where its manifest says so."""
+    add_meta_cost(records, key, trained)
     own = replace(key, purpose="meta")
-    for metric in ("seconds", "core_seconds"):
-        if metric in trained.manifest:
-            value = trained.manifest[metric]
-            records.add(own, f"meta_training_{metric}", [value], seeds=[0], steps=[0])
     parent = trained.manifest.get("parent")
     while parent and "core_seconds" in trained.manifest and "core_seconds" in parent:
         counted = replace(own, checkpoint=parent["fingerprint"][:16])
@@ -274,6 +271,14 @@ def add_meta_training(records: Records, key: Key, trained: TrainedRule) -> None:
         scores = [point["score"] for point in points]
         split = trained.manifest.get("meta_training", {}).get("validation_split", "meta_valid")
         records.add(own, "validation_score", [scores], seeds=[0], steps=steps, split=split)
+
+
+def add_meta_cost(records: Records, key: Key, trained: TrainedRule) -> None:
+    """Record the seconds of a rule's meta-training, where its manifest says them."""
+    for metric in ("seconds", "core_seconds"):
+        if metric in trained.manifest:
+            value, own = trained.manifest[metric], replace(key, purpose="meta")
+            records.add(own, f"meta_training_{metric}", [value], seeds=[0], steps=[0])
 
 
 def named_rules(

@@ -26,11 +26,11 @@ class Schedule:
             from 1 to 0.
         drops: shares of the training, rising, between 0 and 1; of a cosine at most one, where it
             has come to 0 and stays, by default the end.
-        factor: of a drop.
+        factor: of a drop; of kind `steps` alone.
 
     Raises:
         ValueError: an unknown kind, drops that do not rise between 0 and 1 or are more than the
-            kind takes, or a factor out of range.
+            kind takes, or a factor out of range or of no use.
 
     >>> paper = Schedule("steps", (0.5, 0.75))
     >>> [round(paper.at(share), 4) for share in (0.0, 0.49, 0.5, 0.8)]
@@ -49,7 +49,8 @@ class Schedule:
         if any(b <= a for a, b in itertools.pairwise(ends)):
             raise ValueError(f"Schedule: drops must rise between 0 and 1, got {self.drops}")
         most = {"constant": 0, "cosine": 1}.get(self.kind, len(self.drops))
-        if len(self.drops) > most or not 0 < self.factor < 1:
+        idle = self.kind != "steps" and self.factor != Schedule.factor
+        if len(self.drops) > most or not 0 < self.factor < 1 or idle:
             raise ValueError(
                 f"Schedule: drops belong to kind 'steps', with a factor between 0 and 1, and one "
                 f"at most to 'cosine'; got kind {self.kind!r}, drops {self.drops}, "

@@ -111,7 +111,7 @@ def interval(values_R: np.ndarray) -> tuple[float | None, float | None]:
     if len(values_R) == 1:
         return None, None
     low, high = np.percentile(values_R, [2.5, 97.5], method="nearest")
-    return _number(low), _number(high)
+    return finite(low), finite(high)
 
 
 def resamples(seeds: int) -> np.ndarray:
@@ -122,7 +122,8 @@ def resamples(seeds: int) -> np.ndarray:
     return np.random.default_rng(20_161_206).integers(0, seeds, (RESAMPLES, seeds))
 
 
-def _number(value: float) -> float | None:
+def finite(value: float) -> float | None:
+    """The number, or None for one that is not finite, which JSON lacks."""
     return float(value) if math.isfinite(value) else None
 
 
@@ -161,6 +162,11 @@ def first_reach(curve_T: np.ndarray, target: float, width: int | None = None) ->
     below = smoothed(curve_T, width) <= target + 1e-9 * abs(target)
     below[..., : width - 1] = False
     return np.where(below.any(-1), below.argmax(-1) + 1.0, np.inf)
+
+
+def reach(losses_ST: np.ndarray, target: float, width: int | None = None) -> float:
+    """`first_reach` of the mean over seeds; runs that diverged are penalised."""
+    return float(first_reach(penalised(losses_ST).mean(0), target, width))
 
 
 @dataclass(frozen=True)
@@ -283,7 +289,7 @@ def _metric_rows(runs: list[_Run], metric: str) -> list[Row]:
                 spread_R = means_R / others_R
             low, high = interval(spread_R)
             against = {
-                "against": best.key.optimizer, "ratio": _number(value), "ratio_low": low,
+                "against": best.key.optimizer, "ratio": finite(value), "ratio_low": low,
                 "ratio_high": high,
             }  # fmt: skip
         rows.append(
@@ -306,7 +312,7 @@ def _row(
     key = run.key
     return Row(
         key.protocol, key.optimizer, key.kind, key.tuned_for, key.rule, key.meta_task,
-        key.parameters, key.task, key.horizon, metric, _number(mean), _number(median), *bounds,
+        key.parameters, key.task, key.horizon, metric, finite(mean), finite(median), *bounds,
         len(run.seeds), int(diverged(run.losses_ST).sum()), against, ratio, ratio_low, ratio_high,
     )  # fmt: skip
 
@@ -351,12 +357,12 @@ def _reach_rows(runs: list[_Run], baselines: list[_Run], metric: str) -> list[Ro
         return float(np.median(run.seconds)) if metric == "seconds_to_baseline" else 1.0
 
     target = float(best.value("final_train_loss").mean())
-    own = float(first_reach(penalised(best.losses_ST).mean(0), target))
+    own = reach(best.losses_ST, target)
     index_RS = resamples(len(best.seeds))[:1000]
     rows = []
     for run in runs:
         losses_ST = penalised(run.losses_ST)
-        reach = float(first_reach(losses_ST.mean(0), target))
+        mean = reach(losses_ST, target)
         middle = float(first_reach(np.median(losses_ST, axis=0), target))
         reach_R = np.array([np.inf])
         ratio_R = np.array([np.inf])
@@ -364,9 +370,9 @@ def _reach_rows(runs: list[_Run], baselines: list[_Run], metric: str) -> list[Ro
             # Target and curves move together over the resampled seeds.
             best_ST, final_S = penalised(best.losses_ST), best.value("final_train_loss")
             pairs = [
-                (
-                    float(first_reach(losses_ST[index].mean(0), float(final_S[index].mean()))),
-                    float(first_reach(best_ST[index].mean(0), float(final_S[index].mean()))),
+                tuple(
+                    float(first_reach(own_ST[index].mean(0), float(final_S[index].mean())))
+                    for own_ST in (losses_ST, best_ST)
                 )
                 for index in index_RS
             ]
@@ -375,9 +381,9 @@ def _reach_rows(runs: list[_Run], baselines: list[_Run], metric: str) -> list[Ro
         share = cost(run) / cost(best)
         low, high = interval(ratio_R * share)
         rows.append(
-            _row(run, metric, reach * cost(run), middle * cost(run),
+            _row(run, metric, mean * cost(run), middle * cost(run),
                  interval(reach_R * cost(run)), best.key.optimizer,
-                 _number(reach / own * share), low, high)
+                 finite(mean / own * share), low, high)
         )  # fmt: skip
     return rows
 

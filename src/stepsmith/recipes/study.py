@@ -6,7 +6,8 @@ import hashlib
 import itertools
 import json
 import logging
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from filelock import FileLock
 from stepsmith.evaluate import BASELINES, Baseline, Evaluation, Key, Records, evaluate
 from stepsmith.hub import TrainedRule, load
 from stepsmith.meta import meta_train, train_curriculum
-from stepsmith.report import verdicts, write_results
+from stepsmith.report import refuse_results, verdicts, write_results
 from stepsmith.rules import Rule
 from stepsmith.tasks import Task, make_task
 
@@ -116,6 +117,23 @@ class Study:
         """Where data come from, as arguments of `load_images`."""
         return {"source": self.source or self.scale.source, "data_dir": self.data_dir}
 
+    @contextmanager
+    def kept(self, kind: str, name: str, decides: Mapping[str, Any]) -> Iterator[Path]:
+        """A folder of the cache for what is made once, whoever else wants it meanwhile waiting.
+
+        Args:
+            kind: of what is made there: `rules`, `bases`.
+            name: to begin the folder's name with, where there is none yet.
+            decides: everything that decides what is made, JSON-able.
+        """
+        digest = hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()[:12]
+        place = self.cache / kind
+        place.mkdir(parents=True, exist_ok=True)
+        with FileLock(place / f".{digest}.lock"):  # recipes that run side by side share one cache
+            folder = next(place.glob(f"*-{digest}"), place / f"{name}-{digest}")
+            folder.mkdir(exist_ok=True)
+            yield folder
+
     def meta_train(
         self,
         name: str,
@@ -141,14 +159,9 @@ class Study:
         sizes = [getattr(task, "batch_size", None) for task in tasks]
         if any(size not in (None, USUAL_BATCH) for size in sizes):
             decides["batch_sizes"] = sizes
-        digest = hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()[:12]
-        rules = self.cache / "rules"
-        folder = next(rules.glob(f"*-{digest}"), rules / f"{name}-{digest}")
-        done = folder / "rule.safetensors"
-        folder.mkdir(parents=True, exist_ok=True)
-        with FileLock(folder / ".lock"):  # recipes that run side by side share one cache
-            if done.exists():
-                return load(done)
+        with self.kept("rules", name, decides) as folder:
+            if (folder / "rule.safetensors").exists():
+                return load(folder / "rule.safetensors")
             self.say(f"meta-training {name}")
             learn = train_curriculum if "horizons" in config else meta_train
             resume = any(folder.rglob("run.safetensors"))
@@ -233,17 +246,18 @@ def run_recipe(
         say: told what is being done.
 
     Raises:
-        ValueError: the recipe has no such scale, or `folder` holds results already.
+        ValueError: the recipe has no such scale, `folder` holds results already, or nothing was
+            measured.
     """
     if scale.name not in recipe.scales:
         others = ", ".join(f"--{name}" for name in recipe.scales if name != "full")
         raise ValueError(f"{recipe.name}: has no scale --{scale.name}; it has {others}, and full")
-    if (folder / "summary.json").exists() and not overwrite:
-        raise ValueError(
-            f"{folder}: holds the results of an earlier run; pass --overwrite, or another --out"
-        )
+    if not overwrite:
+        refuse_results(folder)
     study = Study(recipe.name, scale, cache, source, data_dir, say, device)
     recipe.run(study)
+    if not any(study.records.select("train_loss")):
+        raise ValueError(f"{recipe.name}: nothing was measured; were its data found?")
     say("drawing the report")
     config = {
         "recipe": recipe.name, "what": recipe.what, "scale": scale.name,

@@ -46,7 +46,10 @@ def refuse_results(folder: Path) -> None:
         ValueError: it does.
     """
     if (folder / "summary.json").exists():
-        raise ValueError(f"{folder}: holds the results of an earlier run; choose another folder")
+        raise ValueError(
+            f"{folder}: holds the results of an earlier run; choose another folder, or overwrite "
+            "them (--overwrite)"
+        )
 
 
 def write_results(

@@ -9,6 +9,7 @@ import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from torch import Tensor
 from stepsmith import store
 from stepsmith.store import CheckpointError
 from stepsmith.subspace import products
-from stepsmith.subspace.layout import NamedParams, TypedLayout, named, unwrapped
+from stepsmith.subspace.layout import NamedParams, TypedLayout, buffers, frozen, named
 from stepsmith.version import __version__
 
 STORED = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
@@ -36,14 +37,15 @@ class Subspace:
             never written to, and copies share them.
         origin: (N,) the start theta_0, all tensors joined, of dtype `layout.wide`.
         layout: names, shapes and dtypes of the tensors, in the order in which they are joined.
-        buffers: the network's buffers at the start, such as batch-norm's statistics, by name; may
-            be empty.
+        buffers: what the network has at the start and no gradient moves, by name: its buffers, such
+            as batch-norm's statistics, and its frozen parameters; may be empty.
         info: JSON-able, how it was made: `kind` (`trajectory` or `random`), `explained` (for every
             block the share of variance each direction explains, empty where unknown), `centred`,
             `snapshots` (how many), `source`, `seconds` it took to make.
 
     Raises:
-        ValueError: blocks that do not cover the tensors, or tensors of the wrong dtype or device.
+        ValueError: blocks that do not cover the tensors, tensors of the wrong dtype or device, or a
+            basis or origin that is not finite.
 
     Source: Li et al. 2022, "Low Dimensional Trajectory Hypothesis is True" (DLDR),
     arXiv:2103.11154; Chen et al., "Scalable Learning to Optimize", ECCV 2022.
@@ -78,6 +80,12 @@ class Subspace:
                     f"origin's device ({self.origin.device}); one is {block.dtype} on "
                     f"{block.device}"
                 )
+            # Sums of unit rows overflow only where an entry is not finite, and take no memory.
+            if not block.is_meta and not bool(block.sum(1).isfinite().all()):
+                raise ValueError("Subspace: the basis is not finite (nan or infinity among it)")
+        name = None if self.origin.is_meta else not_finite(self.layout.views(self.origin))
+        if name is not None:
+            raise ValueError(f"Subspace: the origin is not finite (nan or infinity in {name!r})")
 
     def __repr__(self) -> str:
         kind, dtype = self.info.get("kind", "subspace"), str(self.blocks[0].dtype)
@@ -180,8 +188,9 @@ class Subspace:
             ValueError: the model does not fit.
         """
         origin = self.layout.flatten(named(model, aliases=True)).to(self.device)
-        buffers = buffers_of(model) if isinstance(model, torch.nn.Module) else {}
-        return Subspace(self.blocks, origin, self.layout, buffers, self.info)
+        rest = at_rest(model) if isinstance(model, torch.nn.Module) else {}
+        rest = {name: value.to(self.device) for name, value in rest.items()}
+        return Subspace(self.blocks, origin, self.layout, rest, self.info)
 
     def to(self, device: torch.device | str) -> Subspace:
         """The same subspace on a device; itself where it is there."""
@@ -291,6 +300,25 @@ def require_stored(owner: str, dtype: torch.dtype | None) -> None:
         )
 
 
-def buffers_of(model: torch.nn.Module) -> dict[str, Tensor]:
-    """Copies of a module's buffers by name."""
-    return {name: value.detach().clone() for name, value in unwrapped(model).named_buffers()}
+def require_counts(owner: str, **counts: int) -> None:
+    """Check numbers that must be whole and at least 1.
+
+    Raises:
+        ValueError: one that is not.
+    """
+    for name, value in counts.items():
+        if not isinstance(value, Integral) or isinstance(value, bool) or value < 1:
+            raise ValueError(f"{owner}: {name} must be a whole number, at least 1, got {value!r}")
+
+
+def at_rest(model: torch.nn.Module) -> dict[str, Tensor]:
+    """Copies of what no gradient moves of a module, by name: buffers and frozen parameters."""
+    return {
+        name: value.detach().clone() for name, value in {**buffers(model), **frozen(model)}.items()
+    }
+
+
+def not_finite(tensors: Mapping[str, Tensor]) -> str | None:
+    """The name of the first that holds a nan or an infinity; None where none does."""
+    bad = (name for name, value in tensors.items() if not bool(value.isfinite().all()))
+    return next(bad, None)

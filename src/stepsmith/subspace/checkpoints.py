@@ -90,6 +90,14 @@ class Checkpoint:
         with self._all() as tensors:
             return {name: tensors[name].detach().cpu().clone() for name in names}
 
+    def shares(self, other: Checkpoint) -> bool:
+        """Whether both hold the very same tensors in memory, not copies from different times."""
+        mine, theirs = (
+            {value.data_ptr() for value in checkpoint._tensors.values() if value.numel()}
+            for checkpoint in (self, other)
+        )
+        return bool(mine) and mine == theirs
+
     def parameter_names(self) -> list[str]:
         """The names of what it takes for parameters: all a snapshot says are, or all there is.
 

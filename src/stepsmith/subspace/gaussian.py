@@ -11,17 +11,16 @@ from collections.abc import Iterator, Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from stepsmith.subspace.basis import Subspace, buffers_of, require_stored
-from stepsmith.subspace.layout import TypedLayout, trainable
+from stepsmith.subspace.basis import Subspace, at_rest, require_counts, require_stored
+from stepsmith.subspace.layout import NamedParams, TypedLayout, named, trainable
 from stepsmith.subspace.orthonormal import Part, orthonormal
-from stepsmith.subspace.trajectory import require_counts
 
 BLOCK = 2**18
 """Columns drawn at a time; part of what a seed means."""
 
 
 def random(
-    model: nn.Module | Mapping[str, Tensor],
+    model: NamedParams,
     d: int,
     *,
     generator: torch.Generator | None = None,
@@ -32,21 +31,24 @@ def random(
 
     Args:
         model: a module, whose parameters that require gradients it is made of, or parameters by
-            name.
+            name: a mapping, or `model.named_parameters()`.
         d: directions.
         generator: decides the directions.
         dtype: to hold the basis in; by default float32, or float64 where a parameter is.
         source: kept in `info`.
 
     Returns:
-        The subspace, on the CPU; the model's buffers come with it.
+        The subspace, on the CPU; a module's buffers and frozen parameters come with it.
 
     Raises:
-        ValueError: d below 1 or above the number of parameters, or no trainable parameter.
+        ValueError: d no whole number from 1 to the number of parameters, no trainable parameter, or
+            weights that are not finite.
+        TypeError: parameters without names.
 
     >>> random(nn.Linear(5, 2), 3, generator=torch.Generator().manual_seed(0))
     Subspace(random, 3 directions of 12 numbers in 2 tensors, float32)
     """
+    require_counts("random", d=d)
     params = start_of(model)
     layout = TypedLayout.of(params)
     if d > layout.total:
@@ -55,13 +57,19 @@ def random(
             f"parameters; lower d to at most {layout.total}"
         )
     return drawn(
-        "random", model, [layout.names], d, generator=generator, dtype=dtype, source=source
+        "random",
+        model if isinstance(model, nn.Module) else params,
+        [layout.names],
+        d,
+        generator=generator,
+        dtype=dtype,
+        source=source,
     )
 
 
-def start_of(model: nn.Module | Mapping[str, Tensor]) -> dict[str, Tensor]:
+def start_of(model: NamedParams) -> dict[str, Tensor]:
     """The parameters a random subspace of a model is made of."""
-    return trainable(model) if isinstance(model, nn.Module) else dict(model)
+    return trainable(model) if isinstance(model, nn.Module) else named(model)
 
 
 def drawn(
@@ -98,6 +106,6 @@ def drawn(
     origin = layout.flatten(params).cpu()
     if not bool(origin.isfinite().all()):
         raise ValueError(f"{owner}: the model's weights are not finite; start from ones that are")
-    buffers = buffers_of(model) if isinstance(model, nn.Module) else {}
+    rest = at_rest(model) if isinstance(model, nn.Module) else {}
     info = {"kind": "random", "source": source, "seconds": time.perf_counter() - begun}
-    return Subspace(blocks, origin, layout, {k: v.cpu() for k, v in buffers.items()}, info)
+    return Subspace(blocks, origin, layout, {k: v.cpu() for k, v in rest.items()}, info)

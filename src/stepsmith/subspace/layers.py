@@ -57,8 +57,11 @@ def per_layer(
     13
     """
     if isinstance(source, nn.Module):
-        if params is not None or origin is not None:
-            raise ValueError("per_layer: params and origin belong to a trajectory, not to a model")
+        if params is not None or origin is not None or not centred or block != BLOCK:
+            raise ValueError(
+                "per_layer: params, origin, centred and block belong to a trajectory, not to a "
+                "model, whose directions are random"
+            )
         groups = _groups(TypedLayout.of(start_of(source)), by)
         return drawn("per_layer", source, groups, d, generator=generator, dtype=dtype, source=note)
     if generator is not None:
@@ -72,13 +75,18 @@ def per_layer(
 
 
 def _groups(layout: TypedLayout, by: By) -> list[list[str]]:
-    """Names by layer, layers in order of their first tensor; empty tensors join any neighbour."""
+    """Names by layer, layers in order of their first tensor; empty tensors join the first."""
     if by not in ("layer", "tensor") and not callable(by):
         raise ValueError(f"per_layer: by must be 'layer', 'tensor' or a function, got {by!r}")
     groups: dict[str, list[str]] = {}
+    empty = []
     for name, size in zip(layout.names, layout.sizes, strict=True):
+        if size == 0:
+            empty.append(name)
+            continue
         key = by(name) if callable(by) else name if by == "tensor" else name.rpartition(".")[0]
-        if size == 0 and groups:
-            key = next(reversed(groups))
         groups.setdefault(key, []).append(name)
-    return list(groups.values())
+    if not groups:
+        raise ValueError(f"per_layer: all tensors are empty: {', '.join(empty)}")
+    first, *others = groups.values()
+    return [[*first, *empty], *others]

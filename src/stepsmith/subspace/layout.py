@@ -43,7 +43,7 @@ class TypedLayout(Layout):
             if not dtype.is_floating_point:
                 raise ValueError(
                     f"subspace: tensor {name!r} is {dtype}, not floating-point; only parameters "
-                    "belong in a subspace (pass params=model to leave out everything else)"
+                    "belong in a subspace: pass the model itself, or params=model with checkpoints"
                 )
 
     @classmethod
@@ -127,6 +127,16 @@ def named(model: NamedParams, *, aliases: bool = False) -> dict[str, Tensor]:
 def trainable(model: NamedParams) -> dict[str, Tensor]:
     """Those that require gradients, a tied one under its first name alone."""
     return {name: p for name, p in named(model).items() if p.requires_grad}
+
+
+def frozen(model: nn.Module) -> dict[str, Tensor]:
+    """A module's parameters that do not require gradients."""
+    return {name: p for name, p in named(model).items() if not p.requires_grad}
+
+
+def buffers(model: nn.Module) -> dict[str, Tensor]:
+    """A module's buffers by name."""
+    return dict(unwrapped(model).named_buffers())
 
 
 def unwrapped(model: nn.Module) -> nn.Module:

@@ -10,8 +10,8 @@ from pathlib import Path
 from torch import Tensor, nn
 
 from stepsmith import store
-from stepsmith.subspace.basis import buffers_of
-from stepsmith.subspace.layout import TypedLayout, trainable, unwrapped
+from stepsmith.subspace.basis import at_rest, require_counts
+from stepsmith.subspace.layout import TypedLayout, buffers, trainable, unwrapped
 from stepsmith.version import __version__
 
 _NAME = re.compile(r"snapshot-(\d+)\.safetensors")
@@ -22,15 +22,16 @@ class Snapshots:
 
     Args:
         folder: made where missing.
-        model: what is trained; parameters that are frozen now are left out.
+        model: what is trained. Parameters that are frozen are kept with the first snapshot alone;
+            which ones may not change along the run.
         every: calls from one snapshot to the next. Call the recorder before every training step:
             the first call keeps the start.
         done: training steps already made, of a run that goes on from its checkpoint: snapshots go
             on in its rhythm, and those of later steps, which will be made again, are removed.
 
     Raises:
-        ValueError: `every` below 1, `done` below 0, nothing to train, a folder that holds snapshots
-            of another run, or fewer than the steps made would have left.
+        ValueError: `every` no whole number above 0, `done` below 0, nothing to train, a folder that
+            holds snapshots of another run, or fewer than the steps made would have left.
 
     >>> import tempfile
     >>> model = nn.Linear(3, 1)
@@ -44,14 +45,13 @@ class Snapshots:
     def __init__(
         self, folder: str | Path, model: nn.Module, every: int = 1, *, done: int | None = None
     ):
-        if every < 1:
-            raise ValueError(f"Snapshots: every must be at least 1, got {every!r}")
+        require_counts("Snapshots", every=every)
         if done is not None and done < 0:
             raise ValueError(f"Snapshots: done must be at least 0, got {done!r}")
         self.folder = Path(folder)
         self.every = every
         self._model = unwrapped(model)
-        TypedLayout.of(trainable(model))
+        self._names = TypedLayout.of(trainable(model)).names
         there = self.listed(self.folder)
         if there and done is None:
             raise ValueError(
@@ -85,9 +85,17 @@ class Snapshots:
 
         Raises:
             CheckpointError: the disk refuses.
+            ValueError: a parameter has been frozen or unfrozen since the recorder was made.
         """
-        params, buffers = trainable(self._model), buffers_of(self._model)
-        path = write_snapshot(self.folder, self._number, params, buffers)
+        params = trainable(self._model)
+        changed = sorted({*params} ^ {*self._names})
+        if changed:
+            raise ValueError(
+                f"Snapshots: parameter {changed[0]!r} was frozen or unfrozen along the run, and a "
+                "trajectory is of the same parameters throughout; begin another recorder there"
+            )
+        rest = buffers(self._model) if self._number else at_rest(self._model)
+        path = write_snapshot(self.folder, self._number, params, rest)
         self._number += 1
         return path
 
@@ -113,7 +121,7 @@ class Snapshots:
 
 
 def write_snapshot(
-    folder: Path, number: int, params: Mapping[str, Tensor], buffers: Mapping[str, Tensor]
+    folder: Path, number: int, params: Mapping[str, Tensor], rest: Mapping[str, Tensor]
 ) -> Path:
     """One file of a trajectory: `snapshot-NUMBER.safetensors`, which says which of its tensors are
     parameters.
@@ -124,9 +132,9 @@ def write_snapshot(
     path = folder / f"snapshot-{number:06d}.safetensors"
     manifest = {
         "kind": "snapshot", "version": __version__, "number": number,
-        "parameters": list(params), "buffers": list(buffers),
+        "parameters": list(params), "buffers": list(rest),
     }  # fmt: skip
-    store.write(path, {**params, **buffers}, manifest)
+    store.write(path, {**params, **rest}, manifest)
     return path
 
 

@@ -8,6 +8,7 @@ Shape letters: M = snapshots, D = directions, N = numbers of all tensors, B = co
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -16,9 +17,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from stepsmith.subspace.basis import Subspace, require_stored
+from stepsmith.subspace.basis import Subspace, not_finite, require_counts, require_stored
 from stepsmith.subspace.checkpoints import Checkpoint, Piece, Source, as_checkpoints
-from stepsmith.subspace.layout import TypedLayout, trainable, unwrapped
+from stepsmith.subspace.layout import TypedLayout, buffers, frozen, trainable
 from stepsmith.subspace.orthonormal import Part, orthonormal
 from stepsmith.subspace.snapshots import Snapshots
 
@@ -44,7 +45,7 @@ def from_trajectory(
     """The d principal components of a training run's parameters (DLDR).
 
     Directions are in order of the variance they explain; each points so that the last snapshot's
-    coefficient is not negative.
+    coefficient, relative to the first snapshot, is not negative.
 
     Args:
         checkpoints: in order of time; files are streamed, state dicts stay where they are.
@@ -60,7 +61,8 @@ def from_trajectory(
 
     Returns:
         The subspace, on the CPU; `explained` says how much of the variance each direction explains.
-        The network's buffers at the origin come with it where the checkpoint has them and says so.
+        The network's buffers at the origin come with it where the checkpoint has them and says so,
+        and its frozen parameters where that or the first checkpoint does.
 
     Raises:
         ValueError: too few checkpoints, more directions than their rank, checkpoints that are not
@@ -109,11 +111,17 @@ class Run:
         self.origin = first if origin is None else Checkpoint(origin, "the origin")
         for checkpoint in [*self.checkpoints, self.origin]:
             checkpoint.require(self.layout)
+        bad = not_finite(self.origin.tensors(self.layout.names))
+        if bad is not None:
+            raise ValueError(
+                f"{owner}: {self.origin.label} is not finite (nan or infinity in {bad!r}); give "
+                "one that is"
+            )
         if isinstance(params, nn.Module):
-            buffers = [name for name, _ in unwrapped(params).named_buffers()]
+            self._rest = [*buffers(params), *frozen(params)]
         else:
-            buffers = self.origin.manifest.get("buffers", [])
-        self._buffers = [name for name in buffers if name in self.origin.forms]
+            told = (checkpoint.manifest.get("buffers", []) for checkpoint in (first, self.origin))
+            self._rest = [*dict.fromkeys(itertools.chain(*told))]
 
     def subspace(
         self,
@@ -166,9 +174,15 @@ class Run:
             "explained": shares, "seconds": time.perf_counter() - begun,
         }  # fmt: skip
         origin = layout.flatten(self.origin.tensors(layout.names))
-        if not bool(origin.isfinite().all()):
-            raise ValueError(f"{self.owner}: the origin is not finite; give one that is")
-        return Subspace(blocks, origin, layout, self.origin.tensors(self._buffers), info)
+        return Subspace(blocks, origin, layout, self._at_rest(), info)
+
+    def _at_rest(self) -> dict[str, Tensor]:
+        """What no gradient moves: as it is at the origin, or, where that lacks it, in the first
+        checkpoint, with which a recorder keeps what is frozen."""
+        found = {}
+        for checkpoint in (self.checkpoints[0], self.origin):
+            found |= checkpoint.tensors(name for name in self._rest if name in checkpoint.forms)
+        return found
 
     def _rows(
         self, pieces: Sequence[Sequence[list[Piece]]], centred: bool
@@ -234,10 +248,17 @@ class Run:
         tolerance = max(floor / 4, 8 * count * eps * float(values[0]))
         rank = int((values > tolerance).sum())
         if rank == 0:
-            hint = "; a bias before a normalisation never moves: join it with others"
+            hint = (
+                "; a bias before a normalisation never moves: join it with others" if whose else ""
+            )
+            if any(self.checkpoints[0].shares(other) for other in self.checkpoints[1:]):
+                hint, whose = (
+                    "; state_dict() gives the live tensors: copy them, or use Snapshots",
+                    "",
+                )
             raise ValueError(
                 f"{self.owner}: the checkpoints are all the same{whose} (rank 0); keep them along "
-                f"a run that moves the parameters{hint if whose else ''}"
+                f"a run that moves the parameters{hint}"
             )
         if d > rank:
             raise ValueError(
@@ -290,14 +311,3 @@ def _culprit(cut: Sequence[Piece], row_B: Tensor) -> str:
         if bad < end:
             return name
     raise AssertionError("the bad number lies in one of the pieces")
-
-
-def require_counts(owner: str, **counts: int) -> None:
-    """Check numbers that must be at least 1.
-
-    Raises:
-        ValueError: one that is not.
-    """
-    for name, value in counts.items():
-        if value < 1:
-            raise ValueError(f"{owner}: {name} must be at least 1, got {value!r}")

@@ -27,8 +27,8 @@ class SubspaceTask(WrappedTask):
     Batches, loss, data and stacking are the inner task's. All copies of an optimizee share the
     bases. With several, each fresh start draws one, with its origin.
 
-    A start's buffers (batch-norm's statistics) are those saved with the subspace, where it has
-    them, else the inner task's own fresh ones; frozen parameters are the inner task's.
+    A start's buffers (batch-norm's statistics) and its frozen parameters are those saved with the
+    subspace, where it has them, else the inner task's own fresh ones.
 
     Args:
         task: the inner task, its `init` giving the tensors the subspaces are of.
@@ -36,7 +36,7 @@ class SubspaceTask(WrappedTask):
 
     Raises:
         ValueError: no subspace, several of different dimensions, or one that does not fit the
-            task's parameters (names the first tensor that differs, in shape or dtype).
+            task's parameters (names the first tensor that differs, in shape or dtype) or buffers.
     """
 
     def __init__(self, task: Task, subspaces: Subspace | Sequence[Subspace]):
@@ -49,9 +49,10 @@ class SubspaceTask(WrappedTask):
                 f"SubspaceTask: subspaces have {', '.join(map(str, dims))} directions; one "
                 "optimizee has one number of coefficients, so make them all of one"
             )
-        params, _ = task.init(torch.Generator().manual_seed(0))
+        params, buffers = task.init(torch.Generator().manual_seed(0))
         for subspace in given:
             _require_same(subspace, params)
+            _require_buffers(subspace, buffers)
         super().__init__(task)
         self.subspaces = tuple(subspace.to(task.device) for subspace in given)
         # Which of several bases a copy has is looked up on the host.
@@ -80,7 +81,9 @@ class SubspaceTask(WrappedTask):
             chosen = int(torch.randint(len(self.subspaces), (), generator=generator))
         _, buffers = self.task.init(generator)
         saved = self.subspaces[chosen].buffers
-        buffers |= {key: saved[key].clone() for key in buffers if key in saved}
+        buffers |= {
+            key: saved[key].to(value, copy=True) for key, value in buffers.items() if key in saved
+        }
         if len(self.subspaces) > 1:
             buffers[BASIS] = torch.tensor(chosen, device=self.device)
         zeros = torch.zeros(self.dim, dtype=self.dtype, device=self.device)
@@ -115,6 +118,16 @@ class SubspaceTask(WrappedTask):
             origin_N = self._origins_KN.index_select(0, basis.reshape(1))[0]
         theta_N = origin_N + products.lift(coefficients, self._bases, basis)
         return self._layout.tensors(theta_N)
+
+
+def _require_buffers(subspace: Subspace, buffers: Buffers) -> None:
+    for name in buffers.keys() & subspace.buffers.keys():
+        have, want = (tuple(part[name].shape) for part in (subspace.buffers, buffers))
+        if have != want:
+            raise ValueError(
+                f"SubspaceTask: the subspace does not fit: its buffer {name!r} has shape {have}, "
+                f"the task's {want}; use it with the network it was made for"
+            )
 
 
 def _require_same(subspace: Subspace, params: Params) -> None:

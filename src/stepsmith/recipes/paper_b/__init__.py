@@ -1,6 +1,6 @@
 """ "Scalable Learning to Optimize" (Chen et al., ECCV 2022): learned rules in tiny subspaces."""
 
-from stepsmith.recipes.paper_b import comparisons, full_space, principal
+from stepsmith.recipes.paper_b import choices, comparisons, full_space, principal
 
-PARTS = (comparisons, principal, full_space)
+PARTS = (comparisons, choices, principal, full_space)
 RECIPES = tuple(recipe for part in PARTS for recipe in part.RECIPES)

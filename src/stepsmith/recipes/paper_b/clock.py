@@ -14,9 +14,11 @@ from stepsmith.evaluate import Records
 from stepsmith.evaluate.records import Block
 from stepsmith.evaluate.statistics import (
     final_accuracies,
+    finite,
     first_reach,
     last_tenth,
     penalised,
+    reach,
     score,
 )
 
@@ -55,9 +57,8 @@ def speed(
     found = curves(records, task, protocol)
     best, target = lowest(found, against)
     own_ST, other_ST = (penalised(found[name].values) for name in (rule, best))
-    (reach, base), (close, base_close) = (
-        [float(first_reach(part.mean(0), loss)) for part in (own_ST, other_ST)]
-        for loss in (target, CLOSE * target)
+    (met, base), (close, base_close) = (
+        [reach(part, loss) for part in (own_ST, other_ST)] for loss in (target, CLOSE * target)
     )
     finals_S = score(other_ST, "final")
     each = [
@@ -69,9 +70,9 @@ def speed(
     points_S = _points(records, found[rule], found[best])
     return {
         "task": task, "protocol": protocol, "rule": rule, "against": best,
-        "final_loss": target, "steps": _finite(reach), "baseline_steps": _finite(base),
-        "ratio": _ratio(reach, base), "ratio_of_each_seed": each, "share": _ratio(reach, steps),
-        "close": _finite(close), "baseline_close": _finite(base_close),
+        "final_loss": target, "steps": finite(met), "baseline_steps": finite(base),
+        "ratio": _ratio(met, base), "ratio_of_each_seed": each, "share": _ratio(met, steps),
+        "close": finite(close), "baseline_close": finite(base_close),
         "loss_at_half": float(half_T.mean()) / target,
         "points_of_accuracy": None if points_S is None else float(points_S.mean()),
         "points_of_each_seed": None if points_S is None else points_S.tolist(),
@@ -109,7 +110,7 @@ def outlasting(
         "final_loss": float(finals_S.mean()), "final_loss_of_that": target,
         "ratio": float(finals_S.mean()) / target,
         "ratio_of_each_seed": (finals_S / targets_S).tolist(),
-        "met": _finite(float(first_reach(own_ST.mean(0), target, last_tenth(other_ST.shape[1])))),
+        "met": finite(reach(own_ST, target, last_tenth(other_ST.shape[1]))),
         "points_of_accuracy": None if points_S is None else float(points_S.mean()),
     }  # fmt: skip
 
@@ -174,7 +175,7 @@ def clock(
             continue
         best, target = lowest(found, held)
         for name, block in found.items():
-            steps = float(first_reach(penalised(block.values).mean(0), target))
+            steps = reach(block.values, target)
             timed = step_seconds(records, task, name)
             seconds = np.inf if timed is None else steps * timed
             basis = basis_seconds if name in subspace else 0.0
@@ -182,9 +183,9 @@ def clock(
             rows.append(
                 {
                     "task": task, "protocol": protocol, "optimizer": name, "against": best,
-                    "target": target, "steps": _finite(steps), "seconds": _finite(seconds),
-                    "with_basis": _finite(seconds + basis), "meta_seconds": meta,
-                    "with_all": _finite(seconds + basis + meta),
+                    "target": target, "steps": finite(steps), "seconds": finite(seconds),
+                    "with_basis": finite(seconds + basis), "meta_seconds": meta,
+                    "with_all": finite(seconds + basis + meta),
                 }
             )  # fmt: skip
     return rows
@@ -203,10 +204,6 @@ def _points(records: Records, one: Block, other: Block) -> np.ndarray | None:
     """(S,) by how many points of test accuracy runs end above others of the same seeds."""
     one_S, other_S = (final_accuracies(records, block) for block in (one, other))
     return None if one_S is None or other_S is None else 100 * (one_S - other_S)
-
-
-def _finite(value: float) -> float | None:
-    return value if np.isfinite(value) else None
 
 
 def _ratio(one: float, other: float) -> float | None:

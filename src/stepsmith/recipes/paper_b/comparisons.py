@@ -1,4 +1,4 @@
-"""SL2O on convolutional networks: comparisons, transfers, and the choices behind the rule.
+"""SL2O on convolutional networks: comparisons and transfers.
 
 Source: Chen et al., "Scalable Learning to Optimize", ECCV 2022, and its supplement.
 """
@@ -6,14 +6,13 @@ Source: Chen et al., "Scalable Learning to Optimize", ECCV 2022, and its supplem
 from __future__ import annotations
 
 import logging
-import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 from stepsmith.evaluate import Records
-from stepsmith.evaluate.epochs import Contest
+from stepsmith.evaluate.epochs import CONSTANT, Contest
 from stepsmith.evaluate.schedules import Schedule, Scheduled
 from stepsmith.evaluate.statistics import final_accuracies, stability
 from stepsmith.hub import TrainedRule
@@ -29,7 +28,6 @@ from stepsmith.recipes.paper_b.deep import (
     COSINE,
     FULL_SPACE,
     HALVED,
-    META_RATE,
     SUBSPACE,
     TO_HALF,
     Place,
@@ -42,7 +40,6 @@ from stepsmith.recipes.paper_b.deep import (
     place,
 )
 from stepsmith.recipes.study import Recipe, Study
-from stepsmith.rules import l2o_dm
 from stepsmith.tasks.image_files import DataError
 
 _log = logging.getLogger("stepsmith")
@@ -56,13 +53,6 @@ ARCHITECTURES = {
     "full": ("resnet18", "vgg16", "mobilenetv2"), "small": ("resnet8", "resnet20", "vgg-small"),
     "quick": ("resnet8", "vgg-small"),
 }  # fmt: skip
-UNROLLS = (5, 10, 15, 20)
-EPISODES = (200, 500, 1000, 2000)
-PUBLISHED_DM = (0.01, META_RATE)
-"""Of L2O-DM as published: the factor on its outputs, and meta-Adam's rate."""
-FACTORS_OF_DM = (0.001, 0.01, 0.1, 1.0, 10.0, 100.0)
-RATES_OF_DM = (0.0003, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0)
-"""Both to choose from by validation."""
 
 
 def network(study: Study, name: str) -> None:
@@ -78,7 +68,7 @@ def network(study: Study, name: str) -> None:
         of_episodes(amounts.descent): learn_episodes(study, name, here, amounts.descent),
         OWN: learn_own(study, name, here),
     }
-    held, later = contests(
+    published, corrected = contests(
         study, name, here, fresh, rules, subspace={**SUBSPACE, **HALVED}, full_space=FULL_SPACE,
         schedules={"cosine to half": TO_HALF},
     )  # fmt: skip
@@ -87,10 +77,10 @@ def network(study: Study, name: str) -> None:
         "basis_seconds_when_made": here.seconds,
         "tuned": [
             {"optimizer": label, "rate": found.rate, "at_edge": found.at_edge}
-            for label, found in held.tuned.items()
+            for label, found in published.tuned.items()
         ],
     }  # fmt: skip
-    for protocol in (held.key.protocol, later.key.protocol):
+    for protocol in (published.key.protocol, corrected.key.protocol):
         about = (study.records, name, protocol)
         for finding, against in (
             ("against_subspace", SUBSPACE),
@@ -99,11 +89,21 @@ def network(study: Study, name: str) -> None:
             study.findings[name].setdefault(finding, []).extend(
                 speed(*about, label, against) for label in learned(*about)
             )
-    tell(study, held, here)
+    add_clock(study, published, here)
     sooner = f"{name}, {amounts.shorter} of {amounts.epochs} epochs"
     against_subspace(
         study, sooner, here, fresh, rules, epochs=amounts.shorter, schedules={"cosine": COSINE}
     )
+
+
+class _Entrant(NamedTuple):
+    """A rule as it runs in a subspace, and the place it was meta-trained in."""
+
+    name: str
+    trained: TrainedRule
+    schedule: Schedule
+    meta_task: str
+    home: Place
 
 
 def contests(
@@ -140,50 +140,49 @@ def contests(
         Both contests, as published and corrected.
     """
     whole, full_space, homes = whole or {}, full_space or {}, homes or {}
-    paced = {
-        f"{label}, {added}": (rule, schedule)
-        for added, schedule in (schedules or {}).items()
-        for label, rule in within.items()
-    }
-    held, later = (
+    subs, wholes = [other.sub for other in fresh], [other.full for other in fresh]
+    published, corrected = (
         contest(study, name, here.task, protocol, epochs=epochs)
         for protocol in ("as-published", "corrected")
     )
-    for label, trained in within.items():
-        home = homes.get(label, here)
-        held.rule(
-            label, here.sub, trained, meta_task=label_task(label),
-            meta_subspace=0.0 if home is here else home.seconds,
-        )  # fmt: skip
-    for label, (trained, schedule) in paced.items():
-        held.rule(label, here.sub, trained, schedule=schedule)
-    for label, trained in whole.items():
-        held.rule(label, here.full, trained)
-    rates = {label: held.baseline(label, here.sub, entry) for label, entry in subspace.items()}
-    rates |= {label: held.baseline(label, here.full, entry) for label, entry in full_space.items()}
-    held.finish()
-    held.before(basis_seconds(held, here), [*within, *paced, *subspace])
-    for label, trained in within.items():
-        later.rule(
-            label, [other.sub for other in fresh], trained, meta_task=label_task(label),
-            meta_subspace=homes.get(label, here).seconds,
-        )  # fmt: skip
-    for label, (trained, schedule) in paced.items():
-        later.rule(
-            label, [other.sub for other in fresh], trained, schedule=schedule,
-            meta_subspace=here.seconds,
+    paces = {"": CONSTANT} | {f", {added}": pace for added, pace in (schedules or {}).items()}
+    entrants = [
+        _Entrant(f"{label}{added}", trained, schedule, label_task(label), homes.get(label, here))
+        for added, schedule in paces.items()
+        for label, trained in within.items()
+    ]
+    for rule in entrants:
+        published.rule(
+            rule.name, here.sub, rule.trained, schedule=rule.schedule, meta_task=rule.meta_task,
+            meta_subspace=0.0 if rule.home is here else rule.home.seconds,
         )  # fmt: skip
     for label, trained in whole.items():
-        later.rule(label, [other.full for other in fresh], trained)
+        published.rule(label, here.full, trained)
+    rates = {
+        label: published.baseline(label, task, entry)
+        for task, entries in ((here.sub, subspace), (here.full, full_space))
+        for label, entry in entries.items()
+    }
+    published.time_steps()
+    published.add_subspace_seconds(
+        basis_seconds(published, here), [*(rule.name for rule in entrants), *subspace]
+    )
+    for rule in entrants:
+        corrected.rule(
+            rule.name, subs, rule.trained, schedule=rule.schedule, meta_task=rule.meta_task,
+            meta_subspace=rule.home.seconds,
+        )  # fmt: skip
+    for label, trained in whole.items():
+        corrected.rule(label, wholes, trained)
     again = [*subspace, *(label for label in AGAIN if label in full_space)]
     if full_space:
-        best, _ = lowest(curves(held.records, name, held.key.protocol), full_space)
+        best, _ = lowest(curves(published.records, name, published.key.protocol), full_space)
         again.append(best)
     for label in dict.fromkeys(again):
-        tasks = [other.sub if label in subspace else other.full for other in fresh]
+        tasks = subs if label in subspace else wholes
         entry = subspace.get(label) or full_space[label]
-        later.baseline(label, tasks, entry, rates[label])
-    return held, later
+        corrected.baseline(label, tasks, entry, rates[label], tuned_for="final")
+    return published, corrected
 
 
 def within_subspace(records: Records, task: str) -> list[str]:
@@ -199,32 +198,32 @@ def learned(records: Records, task: str, protocol: str) -> list[str]:
     return [name for name in names if name in found and found[name].key.kind == "learned"]
 
 
-def tell(study: Study, held: Contest, here: Place) -> None:
+def add_clock(study: Study, published: Contest, here: Place) -> None:
     """Findings of stability and cost under both protocols.
 
     Args:
         study: gets them.
-        held: the contest from the saved start; that from fresh ones has its name.
+        published: the contest from the saved start; that from fresh ones has its name.
         here: where it was held.
     """
-    seconds = basis_seconds(held, here)
-    subspace = within_subspace(study.records, held.name)
+    seconds = basis_seconds(published, here)
+    subspace = within_subspace(study.records, published.name)
     for protocol in dict.fromkeys(block.key.protocol for block in study.records.select(
-            "train_loss", purpose="test", task=held.name)):  # fmt: skip
-        about = (study.records, held.name, protocol)
+            "train_loss", purpose="test", task=published.name)):  # fmt: skip
+        about = (study.records, published.name, protocol)
         study.findings.setdefault("stability", []).extend(stability(*about))
         study.findings.setdefault("clock", []).extend(
             clock(*about, basis_seconds=seconds, subspace=subspace)
         )
 
 
-def basis_seconds(held: Contest, here: Place) -> float:
+def basis_seconds(published: Contest, here: Place) -> float:
     """Seconds of making a basis at the pace at which the contest's steps were timed, so that both
     were measured in the same moments: SGD's, or of the cheapest gradient where SGD was not timed;
     as it was made, where no steps were."""
-    pace = step_seconds(held.records, held.name, "sgd")
+    pace = step_seconds(published.records, published.name, "sgd")
     if pace is None:
-        pace = gradient_seconds(held.records, held.name)
+        pace = gradient_seconds(published.records, published.name)
     if pace is None:
         return here.seconds
     return pace * here.basis.info["training_steps"] + here.basis.info["seconds"]
@@ -250,15 +249,15 @@ def against_subspace(
         rules: to test.
         homes, epochs, schedules: as in `contests`.
     """
-    held, later = contests(
+    published, corrected = contests(
         study, name, here, fresh, rules, homes=homes, epochs=epochs, schedules=schedules
     )
-    for protocol in (held.key.protocol, later.key.protocol):
+    for protocol in (published.key.protocol, corrected.key.protocol):
         about = (study.records, name, protocol)
         study.findings.setdefault("against_subspace", []).extend(
             speed(*about, label, SUBSPACE) for label in learned(*about)
         )
-    tell(study, held, here)
+    add_clock(study, published, here)
     study.findings["accuracy"] = accuracies(study.records)
 
 
@@ -269,7 +268,8 @@ def label_task(label: str) -> str:
 
 
 def data_transfer(study: Study) -> None:
-    """Table 3, left: rules of other data sets; sets that are not at hand are named as left out."""
+    """Table 3, left: rules of other data sets. Sets that are not at hand are named as left out, but
+    not the scale's own, from which they are transfers."""
     net = "resnet18" if study.scale.name == "full" else "resnet8"
     amounts = depth(study)
     sets = [amounts.data, *amounts.others, *amounts.sources]
@@ -279,6 +279,8 @@ def data_transfer(study: Study) -> None:
         try:
             here = place(study, net, data)
         except DataError as error:
+            if data == amounts.data:
+                raise
             _log.warning("b6-data-transfer: without %s: %s", data, error)
             left_out.append(data)
             continue
@@ -325,87 +327,6 @@ def accuracies(records: Records) -> list[dict[str, Any]]:
     return rows
 
 
-def versus_dm(study: Study) -> None:
-    """Section 2.7: one LSTM on raw gradients, as published and tuned: the factor on its outputs,
-    then the meta-rate at the best factor, each until both neighbours of the best do worse."""
-    net = depth(study).network
-    here = place(study, net)
-    found: dict[tuple[float, float], TrainedRule] = {}
-
-    def validated(tried: tuple[float, float]) -> float:
-        if tried in found:
-            return found[tried].manifest["validation"]["score"]
-        factor, rate = tried
-        rule = l2o_dm(hidden=20, layers=1, inputs="raw", step_scale=factor, faithful=True)
-        label = f"l2o-dm-{net}-{factor:g}" + ("" if rate == META_RATE else f"-{rate:g}")
-        found[tried] = learn(study, label, here.sub, rule, lr=rate)
-        return found[tried].manifest["validation"]["score"]
-
-    validated(PUBLISHED_DM)
-    factor = climb(lambda factor: validated((factor, META_RATE)), FACTORS_OF_DM, 0.1)
-    rate = climb(lambda rate: validated((factor, rate)), RATES_OF_DM, META_RATE)
-    rules = {
-        SL2O: learn(study, f"sl2o-{net}", here.sub), "L2O-DM as published": found[PUBLISHED_DM],
-    }  # fmt: skip
-    if (factor, rate) != PUBLISHED_DM:
-        rules["L2O-DM, tuned"] = found[factor, rate]
-    against_subspace(study, net, here, fresh_places(study, net), rules)
-    study.findings["tuning"] = [
-        {
-            "outputs_times": tried[0], "meta_rate": tried[1],
-            "validation": trained.manifest["validation"]["score"],
-            "meta_seconds": trained.manifest["seconds"], "chosen": tried == (factor, rate),
-        }
-        for tried, trained in sorted(found.items())
-    ]  # fmt: skip
-
-
-def climb(score: Callable[[float], float], ladder: Sequence[float], start: float) -> float:
-    """The best rung tried of a ladder: from `start` on, neighbours of the best are tried until
-    there are none that are new.
-
-    >>> climb(lambda rung: abs(rung - 9), (1, 3, 10, 30), 1)
-    10
-    """
-    scores: dict[float, float] = {}
-    best = start
-    while True:
-        place = ladder.index(best)
-        new = [rung for rung in ladder[max(0, place - 1) : place + 2] if rung not in scores]
-        if not new:
-            return best
-        for rung in new:
-            value = score(rung)
-            scores[rung] = value if math.isfinite(value) else math.inf
-        best = min(scores, key=scores.__getitem__)
-
-
-def unrolls(study: Study) -> None:
-    """Section 2.8, figure 6 left: windows of 5 to 20 steps at equal budgets."""
-    amounts = depth(study)
-    here = place(study, amounts.network)
-    known = UNROLLS if study.scale.name != "quick" else (2, 3)
-    episode = 60 * (amounts.episode // 60) or amounts.episode  # 5 to 20 all divide it
-    rules = {
-        f"{SL2O}, windows of {steps}": learn(
-            study, f"sl2o-{amounts.network}-T{steps}", here.sub, unroll=steps, episode=episode
-        )
-        for steps in known
-    }
-    against_subspace(study, amounts.network, here, fresh_places(study, amounts.network), rules)
-
-
-def episodes(study: Study) -> None:
-    """Section 2.8, figure 6 right and table 4: episodes of 200 to 2,000 steps, equal budgets."""
-    amounts = depth(study)
-    here = place(study, amounts.network)
-    known = EPISODES if study.scale.name != "quick" else (3, 6)
-    rules = {
-        of_episodes(steps): learn_episodes(study, amounts.network, here, steps) for steps in known
-    }
-    against_subspace(study, amounts.network, here, fresh_places(study, amounts.network), rules)
-
-
 def of_episodes(steps: int) -> str:
     """What SL2O is called where its episodes are not as long as the paper's."""
     return f"{SL2O}, episodes of {steps:,}"
@@ -431,7 +352,4 @@ RECIPES = (
         "b7-architecture-transfer", "SL2O's rules on other networks (table 3)",
         architecture_transfer,
     ),
-    deep_recipe("b8-versus-l2o-dm", "SL2O and L2O-DM in one subspace (section 2.7)", versus_dm),
-    deep_recipe("b9-unroll-length", "windows of meta-training (section 2.8)", unrolls),
-    deep_recipe("b10-episode-length", "episodes of meta-training (section 2.8, table 4)", episodes),
 )  # fmt: skip

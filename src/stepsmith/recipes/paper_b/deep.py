@@ -5,8 +5,6 @@ Source: Chen et al., "Scalable Learning to Optimize", ECCV 2022, and its supplem
 
 from __future__ import annotations
 
-import hashlib
-import json
 import shutil
 import time
 from collections.abc import Sequence
@@ -16,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from filelock import FileLock
 
 from stepsmith import store
 from stepsmith.evaluate import Key
@@ -211,11 +208,8 @@ def place(study: Study, network: str, data: str | None = None, seed: int = SAVED
         "drop": amounts.basis_drop, "snapshots": amounts.snapshots, "d": amounts.directions,
         "batches": BATCHES,
     }  # fmt: skip
-    digest = hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()[:12]
-    folder = study.cache / "bases" / f"{network}-{seed}-{digest}"
-    path = folder / "basis.safetensors"
-    folder.mkdir(parents=True, exist_ok=True)
-    with FileLock(folder / ".lock"):  # recipes that run side by side share one cache
+    with study.kept("bases", f"{network}-{seed}", decides) as folder:
+        path = folder / "basis.safetensors"
         if not path.exists():
             study.say(f"{task.name}: training for the basis of start {seed}")
             _make_basis(task, seed, amounts, folder, path)

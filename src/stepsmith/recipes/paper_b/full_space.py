@@ -17,7 +17,7 @@ from stepsmith.machine import peak_memory, start_peak
 from stepsmith.meta import MetaTrainConfig
 from stepsmith.meta.trainer import Run
 from stepsmith.recipes.paper_b.clock import outlasting, speed
-from stepsmith.recipes.paper_b.comparisons import SL2O, contests, tell
+from stepsmith.recipes.paper_b.comparisons import SL2O, add_clock, contests
 from stepsmith.recipes.paper_b.deep import (
     FULL_SPACE,
     Place,
@@ -76,13 +76,15 @@ def _network(study: Study, name: str) -> None:
         )
         for number, (label, rule) in enumerate(RULES.items())
     }  # fmt: skip
-    held, later = contests(study, name, here, fresh, {SL2O: within}, rules, full_space=FULL_SPACE)
-    for protocol in (held.key.protocol, later.key.protocol):
+    published, corrected = contests(
+        study, name, here, fresh, {SL2O: within}, rules, full_space=FULL_SPACE
+    )
+    for protocol in (published.key.protocol, corrected.key.protocol):
         about = (study.records, name, protocol)
         study.findings.setdefault("against_sl2o", []).extend(
             speed(*about, label, [SL2O]) for label in RULES
         )
-    tell(study, held, here)
+    add_clock(study, published, here)
     _with_the_basis(study, name, here, rules)
 
 

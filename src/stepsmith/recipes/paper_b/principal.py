@@ -5,6 +5,7 @@ Shape letters: S = seeds, T = steps, K = directions looked at.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
@@ -21,6 +22,7 @@ from stepsmith.evaluate.run import (
     by_torch,
     learned_key,
 )
+from stepsmith.evaluate.tuning import hyper_parameters
 from stepsmith.recipes.paper_b.comparisons import SL2O
 from stepsmith.recipes.paper_b.deep import (
     SUBSPACE,
@@ -110,8 +112,9 @@ def principal(study: Study) -> None:
     held = contest(study, net, here.task)
     rate = held.baseline(MOMENTUM, here.sub, SUBSPACE[MOMENTUM])
     steps, seeds = (8, range(2)) if study.scale.name == "quick" else (STEPS, range(SEEDS))
+    momentum = hyper_parameters(SUBSPACE[MOMENTUM], rate)
     makers = {
-        MOMENTUM: by_torch(partial(torch.optim.SGD, lr=rate, momentum=0.9)),
+        MOMENTUM: by_torch(partial(torch.optim.SGD, **momentum)),
         SL2O: by_rule(trained),
     }
     fresh = [other.sub for other in fresh_places(study, net, count=len(seeds))]
@@ -122,7 +125,13 @@ def principal(study: Study) -> None:
             network=here.task.network_name, data=here.task.data_name, horizon=steps,
         )  # fmt: skip
         keys = {
-            MOMENTUM: replace(key, optimizer=MOMENTUM, kind="baseline", tuned_for="final"),
+            MOMENTUM: replace(
+                key,
+                optimizer=MOMENTUM,
+                kind="baseline",
+                tuned_for="final",
+                hyper_parameters=json.dumps(momentum),
+            ),
             SL2O: learned_key(key, SL2O, trained),
         }
         add_meta_training(study.records, keys[SL2O], trained)
