@@ -229,6 +229,23 @@ def test_options_that_the_inner_optimizer_writes_are_kept(subspace):
     assert optimizer.state_dict()["inner"]["param_groups"][0]["made"] == 3
 
 
+def test_a_group_of_the_inner_optimizer_may_have_options_of_its_own(subspace):
+    optimizer = SubspaceOptimizer(
+        network(), subspace, lambda c: torch.optim.SGD([{"params": c, "lr": 0.3}], lr=0.1)
+    )
+    assert optimizer.param_groups[0]["lr"] == 0.3
+
+
+def test_without_gradients_nothing_moves(subspace):
+    model = network()
+    optimizer = SubspaceOptimizer(model, subspace, INNER["sgd"])
+    train(model, optimizer, [0])
+    optimizer.zero_grad()
+    before = optimizer.coefficients.detach().clone()
+    optimizer.step()
+    assert torch.equal(optimizer.coefficients.detach(), before)
+
+
 def test_closures(subspace):
     model, plain = network(), network()
     by_hand = SubspaceOptimizer(plain, subspace, INNER["momentum"])
@@ -394,6 +411,10 @@ def test_bad_arguments(subspace):
         broken[0].weight[0, 0] = float("nan")
     with pytest.raises(ValueError, match="the model's weights are not finite"):
         SubspaceOptimizer(broken, subspace, INNER["sgd"], start="model")
+    spread = network()
+    spread[3].to("meta")
+    with pytest.raises(ValueError, match="the parameters are on several devices"):
+        SubspaceOptimizer(spread, subspace, INNER["sgd"])
     optimizer = SubspaceOptimizer(network(), subspace, INNER["sgd"])
     with pytest.raises(ValueError, match="parameters cannot be added"):
         optimizer.add_param_group({"params": [nn.Parameter(torch.ones(2))]})

@@ -12,6 +12,7 @@ from tests.evaluate.test_run import fresh as untrained
 from stepsmith.evaluate import Key, Records
 from stepsmith.evaluate.statistics import stability
 from stepsmith.recipes import QUICK, Study
+from stepsmith.recipes.study import SMALL
 from stepsmith.recipes.paper_b import choices, deep
 from stepsmith.recipes.paper_b.clock import clock, outlasting, speed
 from stepsmith.recipes.paper_b.comparisons import (
@@ -325,3 +326,10 @@ def test_the_memory_of_meta_training_is_that_of_deployment(study):
     assert 0 < found["training"] < 2 * found["deployment"]
     assert 0.8 < found["ratio"] < 3  # a few steps replay a large share of the coordinates
     assert found["inner_steps_per_second"] > 0
+
+
+@pytest.mark.slow
+def test_all_of_resnet20_is_meta_trained_in_the_memory_of_deployment(tmp_path):
+    found = memory(Study("test", SMALL, tmp_path), "resnet20")
+    assert found["training"] < found["deployment"]
+    assert 0.8 < found["ratio"] < 1.3
