@@ -246,6 +246,49 @@ def test_without_gradients_nothing_moves(subspace):
     assert torch.equal(optimizer.coefficients.detach(), before)
 
 
+@pytest.mark.parametrize("trained", [0, 2])
+def test_options_set_on_the_inner_optimizer_are_not_undone_in_silence(subspace, trained):
+    model = network()
+    optimizer = SubspaceOptimizer(model, subspace, INNER["momentum"])
+    train(model, optimizer, range(trained))
+    optimizer.inner.param_groups[0]["lr"] = 0.0
+    with pytest.raises(RuntimeError, match=r"'lr' was set to 0.0 on the inner .* give schedulers"):
+        train(model, optimizer, [3])
+    optimizer.inner.param_groups[0]["lr"] = INNER["momentum"].keywords["lr"]
+    train(model, optimizer, [3])
+
+
+def test_an_inner_optimizer_need_not_ask_for_gradients(subspace):
+    class Bare(torch.optim.Optimizer):
+        def step(self, closure=None):
+            loss = closure()
+            (c,) = self.param_groups[0]["params"]
+            c -= c.grad
+            return loss
+
+    model = network()
+    optimizer = SubspaceOptimizer(model, subspace, lambda c: Bare(c, {"lr": 1.0}))
+
+    def closure():
+        optimizer.zero_grad()
+        loss = loss_of(model)
+        loss.backward()
+        return loss
+
+    optimizer.step(closure)
+    assert optimizer.coefficients.detach().abs().sum() > 0
+
+
+def test_states_go_by_the_names_of_the_tensors():
+    model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
+    made = random(model, 3, generator=seeded(1))
+    names = ("1.weight", "0.bias", "0.weight", "1.bias")
+    swapped = dataclasses.replace(made, layout=dataclasses.replace(made.layout, names=names))
+    state = SubspaceOptimizer(model, made, INNER["sgd"]).state_dict()
+    with pytest.raises(ValueError, match="saved with another subspace"):
+        SubspaceOptimizer(model, swapped, INNER["sgd"]).load_state_dict(state)
+
+
 def test_closures(subspace):
     model, plain = network(), network()
     by_hand = SubspaceOptimizer(plain, subspace, INNER["momentum"])

@@ -12,7 +12,6 @@ from tests.evaluate.test_run import fresh as untrained
 from stepsmith.evaluate import Key, Records
 from stepsmith.evaluate.statistics import stability
 from stepsmith.recipes import QUICK, Study
-from stepsmith.recipes.study import SMALL
 from stepsmith.recipes.paper_b import choices, deep
 from stepsmith.recipes.paper_b.clock import clock, outlasting, speed
 from stepsmith.recipes.paper_b.comparisons import (
@@ -24,6 +23,7 @@ from stepsmith.recipes.paper_b.comparisons import (
 )
 from stepsmith.recipes.paper_b.full_space import memory
 from stepsmith.recipes.paper_b.principal import claims, statements, updates
+from stepsmith.recipes.study import SMALL
 from stepsmith.tasks import SubspaceTask
 from stepsmith.tasks.image_files import DataError
 from stepsmith.unroll import Copies, TorchStepper

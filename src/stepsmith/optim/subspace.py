@@ -110,7 +110,7 @@ class SubspaceOptimizer(torch.optim.Optimizer):
 
     def __getstate__(self) -> dict[str, Any]:
         # Optimizer keeps only defaults, state and groups when it is copied or pickled.
-        kept = ("subspace", "coefficients", "inner", "_origin", "_closed")
+        kept = ("subspace", "coefficients", "inner", "_origin", "_closed", "_handed")
         return {**super().__getstate__(), **{key: self.__dict__[key] for key in kept}}
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
@@ -138,7 +138,7 @@ class SubspaceOptimizer(torch.optim.Optimizer):
             What `inner` returns: the closure's loss, or None.
 
         Raises:
-            RuntimeError: sparse gradients.
+            RuntimeError: sparse gradients, or options set on `inner` in place of this optimizer.
         """
         self._hand_over()
         if closure is None:
@@ -195,18 +195,24 @@ class SubspaceOptimizer(torch.optim.Optimizer):
 
     def _hand_over(self) -> None:
         """Give `inner` the options of this optimizer's group, where schedulers write."""
-        options = {k: v for k, v in self.param_groups[0].items() if k != "params"}
-        self.inner.param_groups[0].update(options)
+        for name, value in _options(self.inner).items():
+            if isinstance(value, float | int | str | tuple) and self._handed.get(name) != value:
+                raise RuntimeError(
+                    f"SubspaceOptimizer: {name!r} was set to {value!r} on the inner optimizer, "
+                    "which takes its options from this one at every step; set it here, and give "
+                    "schedulers this optimizer"
+                )
+        self._handed = _options(self)
+        self.inner.param_groups[0].update(self._handed)
 
     def _hand_back(self) -> None:
         """Take over options that `inner` has written to: some optimizers keep counters there."""
-        options = {k: v for k, v in self.inner.param_groups[0].items() if k != "params"}
-        self.param_groups[0].update(options)
+        self._handed = _options(self.inner)
+        self.param_groups[0].update(self._handed)
 
     def state_dict(self) -> dict[str, Any]:  # type: ignore[override]
         """Everything the next steps depend on but the subspace, of which there is only a mark: c,
         the state of `inner`, options; the origin too where it is not the subspace's own."""
-        self._hand_over()
         found = {
             **super().state_dict(),
             "coefficients": self.coefficients.detach(),
@@ -239,6 +245,7 @@ class SubspaceOptimizer(torch.optim.Optimizer):
     def _load_inner(self, loading: dict[str, Any]) -> None:
         self._require_state(loading)
         self.inner.load_state_dict(loading["inner"])
+        self._handed = _options(self.inner)
 
     def _require_state(self, loading: dict[str, Any]) -> None:
         missing = [key for key in _OWN if key not in loading]
@@ -276,10 +283,15 @@ class SubspaceOptimizer(torch.optim.Optimizer):
             )
 
 
+def _options(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    return {k: v for k, v in optimizer.param_groups[0].items() if k != "params"}
+
+
 def _mark(subspace: Subspace, *, with_origin: bool) -> int:
-    """A number for a basis, by some columns of it; with its origin where a state relies on that. A
-    number, since sharded checkpoints take no strings."""
-    tensors = {f"basis.{place}": _some(block) for place, block in enumerate(subspace.blocks)}
+    """A number for a basis, by its tensors' names and some columns of it; with its origin where a
+    state relies on that. A number, since sharded checkpoints take no strings."""
+    tensors = {f"names {subspace.layout.names}": torch.empty(0)}
+    tensors |= {f"basis.{place}": _some(block) for place, block in enumerate(subspace.blocks)}
     if with_origin:
         tensors["origin"] = _some(subspace.origin)
     return int(store.fingerprint(tensors)[:12], 16)
