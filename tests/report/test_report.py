@@ -228,11 +228,22 @@ def test_rules_that_differ_in_their_seed_have_one_colour_and_other_dashes():
     palette = colours((name, "learned") for name in names)
     assert len(set(palette.values())) == 12
     assert palette["a, seed 0"] == palette["a, seed 1"] == STRONG[0]
-    assert dashes("a, seed 0") != dashes("a, seed 1")
-    assert dashes("b, seed 1") == dashes("a, seed 1")
-    assert dashes("a in subspace, cosine") != dashes("a in subspace, cosine to half")
+    assert dashes("a, seed 0", "learned") != dashes("a, seed 1", "learned")
+    assert dashes("b, seed 1", "learned") == dashes("a, seed 1", "learned")
     axes = meta_axes(("a, seed 0", "mlp", [1, 2]), ("a, seed 1", "mlp", [1, 2]))
     assert [line.get_color() for line in axes.lines] == [STRONG[0]] * 2
+
+
+def test_a_rule_has_its_colour_under_a_schedule_too():
+    names = ["a", "b in subspace", "a, cosine", "b in subspace, cosine to half"]
+    palette = colours((name, "learned") for name in names)
+    assert palette["a"] == palette["a, cosine"] != palette["b in subspace"]
+    assert palette["b in subspace"] == palette["b in subspace, cosine to half"]
+    lines = [dashes(name, "learned") for name in names]
+    assert lines[:2] == ["-", "--"]
+    assert lines[2] == lines[3] not in lines[:2]
+    assert dashes("adamw in subspace, cosine", "baseline") == "--"
+    assert dashes("adamw in subspace, cosine to half", "baseline") == lines[2]
 
 
 @pytest.mark.parametrize("names", [

@@ -28,7 +28,7 @@ def accuracy_curves(records: Records, panel: Panel) -> Figure | None:
             values_SE, steps = 100 * block.values, block.steps
             name, learned = block.key.optimizer, block.key.kind == "learned"
             axes.plot(steps, values_SE.mean(0), color=palette[name], label=name,
-                      lw=2.6 if learned else 1.4, ls=dashes(name))  # fmt: skip
+                      lw=2.6 if learned else 1.4, ls=dashes(name, block.key.kind))  # fmt: skip
             axes.fill_between(steps, values_SE.min(0), values_SE.max(0), color=palette[name],
                               alpha=0.12, lw=0)  # fmt: skip
         axes.set(xlabel="step", ylabel="test accuracy, %", title=panel.title)

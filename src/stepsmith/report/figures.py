@@ -137,7 +137,7 @@ def loss_curves(records: Records, panel: Panel) -> Figure:
             kept = _drawn(steps)
             mean_T, half_T, x_T = mean_T[kept], half_T[kept], x_T[kept]
             axes.plot(x_T, mean_T, color=colour, lw=2.6 if learned else 1.4, label=label,
-                      ls=dashes(block.key.optimizer))  # fmt: skip
+                      ls=dashes(block.key.optimizer, block.key.kind))  # fmt: skip
             low_T = np.maximum(mean_T - half_T, mean_T * 1e-2)
             axes.fill_between(x_T, low_T, mean_T + half_T, color=colour, alpha=0.15, lw=0)
         if not plain:
@@ -212,7 +212,7 @@ def meta_curve(records: Records) -> Figure | None:
     with mpl.rc_context(STYLE):
         figure, axes = figure_of(height=3.2)
         for label, block in curves:
-            axes.plot(block.steps, block.values[0], marker="o", ms=4, ls=dashes(label),
+            axes.plot(block.steps, block.values[0], marker="o", ms=4, ls=dashes(label, "learned"),
                       color=palette[label], label=label)  # fmt: skip
         if len(scores) and scores.min() > 0 and scores.max() > WIDE * scores.min():
             _log_losses(axes)

@@ -19,7 +19,7 @@ STRONG = (
 """Learned rules. The last six lie no closer to another colour than the first six to one another,
 for eyes that see no red or no green too."""
 DASHES: tuple[Any, ...] = ("-", (0, (5, 1.5)), (0, (1, 1)), (0, (4, 1.2, 1, 1.2)))
-"""Rules that differ in their seed alone."""
+"""Rules that differ in their seed or their schedule alone."""
 MUTED = {
     "adam": "#2563a8", "nag": "#0f766e", "sgd": "#737373", "momentum": "#65a30d",
     "adamw": "#60a5d8", "rmsprop": "#a16207", "adagrad": "#6d6a9c",
@@ -47,36 +47,38 @@ def svg(figure: Figure) -> str:
     return text[text.index("<svg") :]
 
 
-def without_seed(name: str) -> str:
-    """A rule's name without the seed of its meta-training.
+def plain(name: str) -> str:
+    """A rule's name without the seed of its meta-training or the schedule it runs under.
 
-    >>> without_seed("plain, seed 1")
-    'plain'
+    >>> plain("curriculum, seed 1"), plain("SL2O, cosine to half")
+    ('curriculum', 'SL2O')
     """
-    return re.sub(r", seed \d+$", "", name)
+    return re.sub(r", (seed \d+|cosine( to half)?)$", "", name)
 
 
 def colours(names: Iterable[tuple[str, str]]) -> dict[str, str]:
     """A colour for each (optimizer, kind), the same wherever it appears; one for rules that differ
-    in their seed alone."""
+    in their seed or their schedule alone."""
     found: dict[str, str] = {}
     strong: dict[str, str] = {}
     for name, kind in names:
         if name in found:
             continue
         if kind == "learned":
-            found[name] = strong.setdefault(without_seed(name), STRONG[len(strong) % len(STRONG)])
+            found[name] = strong.setdefault(plain(name), STRONG[len(strong) % len(STRONG)])
         else:
             # `adamw in subspace, cosine` has the colour of `adamw`.
             found[name] = MUTED.get(re.split(r"[ ,]", name)[0], "#444444")
     return found
 
 
-def dashes(name: str) -> Any:
-    """How an optimizer's line is drawn: dashed in a subspace, dotted where another of its name goes
-    by a schedule over all of the training, else by the seed it is named by."""
+def dashes(name: str, kind: str) -> Any:
+    """How an optimizer's line is drawn, of kind `learned` or `baseline`: dotted where another of
+    its colour goes without its schedule, dashed in a subspace, else by the seed it is named by."""
+    if name.endswith("cosine to half") or (kind == "learned" and name.endswith(", cosine")):
+        return DASHES[2]
     if "subspace" in name:
-        return DASHES[2] if name.endswith("to half") else "--"
+        return "--"
     seed = re.search(r", seed (\d+)$", name)
     return DASHES[int(seed[1]) % len(DASHES)] if seed else "-"
 
