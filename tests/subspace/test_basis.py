@@ -215,10 +215,8 @@ def test_parts_that_do_not_belong_together(change, match):
 def test_another_start_brings_its_own_buffers(subspace):
     other = network(1)
     other[1].running_mean.fill_(3)
-    other[3].requires_grad_(False)
     moved = subspace.with_origin(other)
     assert torch.equal(moved.buffers["1.running_mean"], other[1].running_mean)
-    assert torch.equal(moved.buffers["3.bias"], other[3].bias)
     elsewhere = subspace.to("meta").with_origin(other)
     assert {value.device.type for value in elsewhere.buffers.values()} == {"meta"}
 

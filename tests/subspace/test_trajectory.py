@@ -10,7 +10,7 @@ from tests.subspace.test_basis import dense
 from torch import nn
 
 from stepsmith import CheckpointError
-from stepsmith.subspace import Snapshots, from_trajectory, per_layer
+from stepsmith.subspace import from_trajectory, per_layer
 
 NAMES = [name for name, _ in network().named_parameters()]
 
@@ -217,21 +217,6 @@ def test_directions_point_to_where_training_went(d, centred):
         made = from_trajectory(states, d, centred=centred)
         moved = made.coefficients(states[-1]) - made.coefficients(states[0])
         assert torch.all(moved >= 0)
-
-
-def test_frozen_parameters_come_with_the_basis(tmp_path):
-    model = network()
-    model[0].requires_grad_(False)
-    snapshots = Snapshots(tmp_path, model)
-    for _ in range(4):
-        snapshots()
-        with torch.no_grad():
-            model[3].weight += torch.randn(3, 5, generator=seeded(3), dtype=torch.float64)
-            model[3].bias += 1
-    last = snapshots.paths()[-1]
-    for made in (from_trajectory(snapshots, 1), from_trajectory(snapshots, 1, origin=last)):
-        assert torch.equal(made.buffers["0.weight"], model[0].weight)
-        assert "0.weight" not in made.layout.names
 
 
 def test_folders_without_snapshots(tmp_path):

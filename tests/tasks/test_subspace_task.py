@@ -170,16 +170,26 @@ def test_saved_buffers_are_copied_in_the_tasks_dtype_and_must_fit():
         SubspaceTask(task, dataclasses.replace(made, buffers=other))
 
 
-def test_frozen_layers_start_as_they_were_in_the_basis():
+@pytest.mark.parametrize("seeded_layer", [True, False])
+def test_frozen_layers_must_be_those_of_the_basis(seeded_layer):
     def make() -> nn.Module:
         model = nn.Sequential(nn.Linear(6, 5), nn.Tanh(), nn.Linear(5, 3))
         model[0].requires_grad_(False)
-        return model.double()
+        if seeded_layer:
+            nn.init.normal_(model[0].weight, generator=seeded(1))
+            nn.init.zeros_(model[0].bias)
+        return model
 
     inputs, targets = torch.randn(20, 6).double(), torch.zeros(20, dtype=torch.int64)
     task = ModuleTask(make, nn.functional.cross_entropy, (inputs, targets), dtype=torch.float64)
     model = task.module(*task.init(seeded(5)))
-    within = SubspaceTask(task, random(model, 3, generator=seeded(1)))
+    made = random(model, 3, generator=seeded(1))
+    if not seeded_layer:
+        with pytest.raises(ValueError, match=r"frozen parameter '0.bias' is drawn anew for every"):
+            SubspaceTask(task, made)
+        frozen = {f"0.{name}": value.detach() for name, value in model[0].named_parameters()}
+        made = dataclasses.replace(made, buffers=frozen)
+    within = SubspaceTask(task, made)
     for seed in (0, 1):
         params, buffers = within.init(seeded(seed))
         loss, _, _ = within.loss(params, buffers, (inputs, targets), None, True)

@@ -19,7 +19,7 @@ from torch import Tensor
 from stepsmith import store
 from stepsmith.store import CheckpointError
 from stepsmith.subspace import products
-from stepsmith.subspace.layout import NamedParams, TypedLayout, buffers, frozen, named
+from stepsmith.subspace.layout import NamedParams, TypedLayout, named, unwrapped
 from stepsmith.version import __version__
 
 STORED = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
@@ -37,8 +37,8 @@ class Subspace:
             never written to, and copies share them.
         origin: (N,) the start theta_0, all tensors joined, of dtype `layout.wide`.
         layout: names, shapes and dtypes of the tensors, in the order in which they are joined.
-        buffers: what the network has at the start and no gradient moves, by name: its buffers, such
-            as batch-norm's statistics, and its frozen parameters; may be empty.
+        buffers: the network's buffers at the start, such as batch-norm's statistics, by name; may
+            be empty.
         info: JSON-able, how it was made: `kind` (`trajectory` or `random`), `explained` (for every
             block the share of variance each direction explains, empty where unknown), `centred`,
             `snapshots` (how many), `source`, `seconds` it took to make.
@@ -188,9 +188,9 @@ class Subspace:
             ValueError: the model does not fit.
         """
         origin = self.layout.flatten(named(model, aliases=True)).to(self.device)
-        rest = at_rest(model) if isinstance(model, torch.nn.Module) else {}
-        rest = {name: value.to(self.device) for name, value in rest.items()}
-        return Subspace(self.blocks, origin, self.layout, rest, self.info)
+        buffers = buffers_of(model) if isinstance(model, torch.nn.Module) else {}
+        buffers = {name: value.to(self.device) for name, value in buffers.items()}
+        return Subspace(self.blocks, origin, self.layout, buffers, self.info)
 
     def to(self, device: torch.device | str) -> Subspace:
         """The same subspace on a device; itself where it is there."""
@@ -311,11 +311,9 @@ def require_counts(owner: str, **counts: int) -> None:
             raise ValueError(f"{owner}: {name} must be a whole number, at least 1, got {value!r}")
 
 
-def at_rest(model: torch.nn.Module) -> dict[str, Tensor]:
-    """Copies of what no gradient moves of a module, by name: buffers and frozen parameters."""
-    return {
-        name: value.detach().clone() for name, value in {**buffers(model), **frozen(model)}.items()
-    }
+def buffers_of(model: torch.nn.Module) -> dict[str, Tensor]:
+    """Copies of a module's buffers by name."""
+    return {name: value.detach().clone() for name, value in unwrapped(model).named_buffers()}
 
 
 def not_finite(tensors: Mapping[str, Tensor]) -> str | None:

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from stepsmith.subspace.basis import Subspace, at_rest, require_counts, require_stored
+from stepsmith.subspace.basis import Subspace, buffers_of, require_counts, require_stored
 from stepsmith.subspace.layout import NamedParams, TypedLayout, named, trainable
 from stepsmith.subspace.orthonormal import Part, orthonormal
 
@@ -38,7 +38,7 @@ def random(
         source: kept in `info`.
 
     Returns:
-        The subspace, on the CPU; a module's buffers and frozen parameters come with it.
+        The subspace, on the CPU; a module's buffers come with it.
 
     Raises:
         ValueError: d no whole number from 1 to the number of parameters, no trainable parameter, or
@@ -106,6 +106,6 @@ def drawn(
     origin = layout.flatten(params).cpu()
     if not bool(origin.isfinite().all()):
         raise ValueError(f"{owner}: the model's weights are not finite; start from ones that are")
-    rest = at_rest(model) if isinstance(model, nn.Module) else {}
+    buffers = buffers_of(model) if isinstance(model, nn.Module) else {}
     info = {"kind": "random", "source": source, "seconds": time.perf_counter() - begun}
-    return Subspace(blocks, origin, layout, {k: v.cpu() for k, v in rest.items()}, info)
+    return Subspace(blocks, origin, layout, {k: v.cpu() for k, v in buffers.items()}, info)

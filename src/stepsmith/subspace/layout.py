@@ -129,16 +129,6 @@ def trainable(model: NamedParams) -> dict[str, Tensor]:
     return {name: p for name, p in named(model).items() if p.requires_grad}
 
 
-def frozen(model: nn.Module) -> dict[str, Tensor]:
-    """A module's parameters that do not require gradients."""
-    return {name: p for name, p in named(model).items() if not p.requires_grad}
-
-
-def buffers(model: nn.Module) -> dict[str, Tensor]:
-    """A module's buffers by name."""
-    return dict(unwrapped(model).named_buffers())
-
-
 def unwrapped(model: nn.Module) -> nn.Module:
     """The module itself, where `torch.compile` has put it under another name."""
     inner = getattr(model, "_orig_mod", model)

@@ -10,8 +10,8 @@ from pathlib import Path
 from torch import Tensor, nn
 
 from stepsmith import store
-from stepsmith.subspace.basis import at_rest, require_counts
-from stepsmith.subspace.layout import TypedLayout, buffers, trainable, unwrapped
+from stepsmith.subspace.basis import buffers_of, require_counts
+from stepsmith.subspace.layout import TypedLayout, trainable, unwrapped
 from stepsmith.version import __version__
 
 _NAME = re.compile(r"snapshot-(\d+)\.safetensors")
@@ -22,8 +22,8 @@ class Snapshots:
 
     Args:
         folder: made where missing.
-        model: what is trained. Parameters that are frozen are kept with the first snapshot alone;
-            which ones may not change along the run.
+        model: what is trained; parameters that are frozen now are left out, and which ones are may
+            not change along the run.
         every: calls from one snapshot to the next. Call the recorder before every training step:
             the first call keeps the start.
         done: training steps already made, of a run that goes on from its checkpoint: snapshots go
@@ -94,8 +94,7 @@ class Snapshots:
                 f"Snapshots: parameter {changed[0]!r} was frozen or unfrozen along the run, and a "
                 "trajectory is of the same parameters throughout; begin another recorder there"
             )
-        rest = buffers(self._model) if self._number else at_rest(self._model)
-        path = write_snapshot(self.folder, self._number, params, rest)
+        path = write_snapshot(self.folder, self._number, params, buffers_of(self._model))
         self._number += 1
         return path
 
@@ -121,7 +120,7 @@ class Snapshots:
 
 
 def write_snapshot(
-    folder: Path, number: int, params: Mapping[str, Tensor], rest: Mapping[str, Tensor]
+    folder: Path, number: int, params: Mapping[str, Tensor], buffers: Mapping[str, Tensor]
 ) -> Path:
     """One file of a trajectory: `snapshot-NUMBER.safetensors`, which says which of its tensors are
     parameters.
@@ -132,9 +131,9 @@ def write_snapshot(
     path = folder / f"snapshot-{number:06d}.safetensors"
     manifest = {
         "kind": "snapshot", "version": __version__, "number": number,
-        "parameters": list(params), "buffers": list(rest),
+        "parameters": list(params), "buffers": list(buffers),
     }  # fmt: skip
-    store.write(path, {**params, **rest}, manifest)
+    store.write(path, {**params, **buffers}, manifest)
     return path
 
 

@@ -8,7 +8,6 @@ Shape letters: M = snapshots, D = directions, N = numbers of all tensors, B = co
 
 from __future__ import annotations
 
-import itertools
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -19,7 +18,7 @@ from torch import Tensor, nn
 
 from stepsmith.subspace.basis import Subspace, not_finite, require_counts, require_stored
 from stepsmith.subspace.checkpoints import Checkpoint, Piece, Source, as_checkpoints
-from stepsmith.subspace.layout import TypedLayout, buffers, frozen, trainable
+from stepsmith.subspace.layout import TypedLayout, trainable, unwrapped
 from stepsmith.subspace.orthonormal import Part, orthonormal
 from stepsmith.subspace.snapshots import Snapshots
 
@@ -61,8 +60,7 @@ def from_trajectory(
 
     Returns:
         The subspace, on the CPU; `explained` says how much of the variance each direction explains.
-        The network's buffers at the origin come with it where the checkpoint has them and says so,
-        and its frozen parameters where that or the first checkpoint does.
+        The network's buffers at the origin come with it where the checkpoint has them and says so.
 
     Raises:
         ValueError: too few checkpoints, more directions than their rank, checkpoints that are not
@@ -118,10 +116,10 @@ class Run:
                 "one that is"
             )
         if isinstance(params, nn.Module):
-            self._rest = [*buffers(params), *frozen(params)]
+            buffers = [name for name, _ in unwrapped(params).named_buffers()]
         else:
-            told = (checkpoint.manifest.get("buffers", []) for checkpoint in (first, self.origin))
-            self._rest = [*dict.fromkeys(itertools.chain(*told))]
+            buffers = self.origin.manifest.get("buffers", [])
+        self._buffers = [name for name in buffers if name in self.origin.forms]
 
     def subspace(
         self,
@@ -174,15 +172,7 @@ class Run:
             "explained": shares, "seconds": time.perf_counter() - begun,
         }  # fmt: skip
         origin = layout.flatten(self.origin.tensors(layout.names))
-        return Subspace(blocks, origin, layout, self._at_rest(), info)
-
-    def _at_rest(self) -> dict[str, Tensor]:
-        """What no gradient moves: as it is at the origin, or, where that lacks it, in the first
-        checkpoint, with which a recorder keeps what is frozen."""
-        found = {}
-        for checkpoint in (self.checkpoints[0], self.origin):
-            found |= checkpoint.tensors(name for name in self._rest if name in checkpoint.forms)
-        return found
+        return Subspace(blocks, origin, layout, self.origin.tensors(self._buffers), info)
 
     def _rows(
         self, pieces: Sequence[Sequence[list[Piece]]], centred: bool

@@ -37,6 +37,7 @@ class Task(ABC):
         capturable: whether `loss` in training mode runs the same kernels whatever the numbers,
             looks at none of them on the host and draws no random ones, so that a CUDA graph can
             replay it, with its gradient.
+        frozen: names of buffers that are parameters of the model, held fast.
     """
 
     name: str
@@ -44,6 +45,7 @@ class Task(ABC):
     has_test: bool = True
     stacking: Stacking = "vmap"
     capturable: bool = False
+    frozen: frozenset[str] = frozenset()
 
     @abstractmethod
     def init(self, generator: torch.Generator) -> tuple[Params, Buffers]:

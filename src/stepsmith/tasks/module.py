@@ -118,6 +118,9 @@ class ModuleTask(Task):
     def _check_module(self) -> None:
         if not any(p.requires_grad for p in self._module.parameters()):
             raise ValueError(f"{self.name}: no parameter requires a gradient; nothing to optimise")
+        self.frozen = frozenset(
+            n for n, p in self._module.named_parameters() if not p.requires_grad
+        )
 
     def _probe(self) -> bool:
         """Run one batch; whether the training pass draws random numbers (dropout)."""

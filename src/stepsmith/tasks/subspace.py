@@ -27,8 +27,8 @@ class SubspaceTask(WrappedTask):
     Batches, loss, data and stacking are the inner task's. All copies of an optimizee share the
     bases. With several, each fresh start draws one, with its origin.
 
-    A start's buffers (batch-norm's statistics) and its frozen parameters are those saved with the
-    subspace, where it has them, else the inner task's own fresh ones.
+    A start's buffers (batch-norm's statistics) are those saved with the subspace, where it has
+    them, else the inner task's own fresh ones; frozen parameters are the inner task's.
 
     Args:
         task: the inner task, its `init` giving the tensors the subspaces are of.
@@ -36,7 +36,8 @@ class SubspaceTask(WrappedTask):
 
     Raises:
         ValueError: no subspace, several of different dimensions, or one that does not fit the
-            task's parameters (names the first tensor that differs, in shape or dtype) or buffers.
+            task's parameters (names the first tensor that differs, in shape or dtype) or buffers,
+            or a frozen parameter that every start of the task draws anew.
     """
 
     def __init__(self, task: Task, subspaces: Subspace | Sequence[Subspace]):
@@ -53,6 +54,7 @@ class SubspaceTask(WrappedTask):
         for subspace in given:
             _require_same(subspace, params)
             _require_buffers(subspace, buffers)
+        _require_one_start(task, given, buffers)
         super().__init__(task)
         self.subspaces = tuple(subspace.to(task.device) for subspace in given)
         # Which of several bases a copy has is looked up on the host.
@@ -127,6 +129,20 @@ def _require_buffers(subspace: Subspace, buffers: Buffers) -> None:
             raise ValueError(
                 f"SubspaceTask: the subspace does not fit: its buffer {name!r} has shape {have}, "
                 f"the task's {want}; use it with the network it was made for"
+            )
+
+
+def _require_one_start(task: Task, given: Sequence[Subspace], buffers: Buffers) -> None:
+    """Theta is the origin's only beside the frozen parameters that were the origin's."""
+    drawn = [n for n in task.frozen if any(n not in subspace.buffers for subspace in given)]
+    if not drawn:
+        return
+    _, other = task.init(torch.Generator().manual_seed(1))
+    for name in sorted(drawn):
+        if not torch.equal(buffers[name], other[name]):
+            raise ValueError(
+                f"SubspaceTask: the task's frozen parameter {name!r} is drawn anew for every "
+                "start, but a subspace is of one; load or seed it where the model is made"
             )
 
 

@@ -25,6 +25,7 @@ class WrappedTask(Task):
         self.name = task.name
         self.device, self.has_test = task.device, task.has_test
         self.stacking, self.capturable = task.stacking, task.capturable
+        self.frozen = task.frozen
 
     @property
     def data_name(self) -> str:
