@@ -362,7 +362,7 @@ def _reach_rows(runs: list[_Run], baselines: list[_Run], metric: str) -> list[Ro
     rows = []
     for run in runs:
         losses_ST = penalised(run.losses_ST)
-        mean = reach(losses_ST, target)
+        mean = reach(run.losses_ST, target)
         middle = float(first_reach(np.median(losses_ST, axis=0), target))
         reach_R = np.array([np.inf])
         ratio_R = np.array([np.inf])

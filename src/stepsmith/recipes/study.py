@@ -253,7 +253,7 @@ def run_recipe(
         others = ", ".join(f"--{name}" for name in recipe.scales if name != "full")
         raise ValueError(f"{recipe.name}: has no scale --{scale.name}; it has {others}, and full")
     if not overwrite:
-        refuse_results(folder)
+        refuse_results(folder, "pass --overwrite, or another --out")
     study = Study(recipe.name, scale, cache, source, data_dir, say, device)
     recipe.run(study)
     if not any(study.records.select("train_loss")):

@@ -203,7 +203,8 @@ def meta_curve(records: Records) -> Figure | None:
         return None
     optimizers = [block.key.optimizer for block in blocks.values()]
     curves = []
-    for optimizer, block in zip(optimizers, blocks.values(), strict=True):
+    for block in blocks.values():
+        optimizer = block.key.optimizer
         several = optimizers.count(optimizer) > 1 and block.key.meta_task
         curves.append((f"{optimizer}, on {block.key.meta_task}" if several else optimizer, block))
     palette = colours((label, "learned") for label, _ in curves)

@@ -39,17 +39,18 @@ def new_run_folder(root: Path, name: str) -> Path:
             raise CheckpointError(f"{folder}: cannot be made ({error.strerror})") from None
 
 
-def refuse_results(folder: Path) -> None:
+def refuse_results(folder: Path, advice: str = "choose another folder") -> None:
     """Refuse a folder that holds results, best before anything is measured for it.
+
+    Args:
+        folder: of the results to come.
+        advice: what to do where it is refused.
 
     Raises:
         ValueError: it does.
     """
     if (folder / "summary.json").exists():
-        raise ValueError(
-            f"{folder}: holds the results of an earlier run; choose another folder, or overwrite "
-            "them (--overwrite)"
-        )
+        raise ValueError(f"{folder}: holds the results of an earlier run; {advice}")
 
 
 def write_results(

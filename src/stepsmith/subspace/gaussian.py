@@ -48,28 +48,21 @@ def random(
     >>> random(nn.Linear(5, 2), 3, generator=torch.Generator().manual_seed(0))
     Subspace(random, 3 directions of 12 numbers in 2 tensors, float32)
     """
-    require_counts("random", d=d)
-    params = start_of(model)
-    layout = TypedLayout.of(params)
+    given = model if isinstance(model, nn.Module) else named(model)
+    layout = TypedLayout.of(start_of(given))
     if d > layout.total:
         raise ValueError(
             f"random: d = {d} directions asked for, but the model has only {layout.total} "
             f"parameters; lower d to at most {layout.total}"
         )
     return drawn(
-        "random",
-        model if isinstance(model, nn.Module) else params,
-        [layout.names],
-        d,
-        generator=generator,
-        dtype=dtype,
-        source=source,
+        "random", given, [layout.names], d, generator=generator, dtype=dtype, source=source
     )
 
 
-def start_of(model: NamedParams) -> dict[str, Tensor]:
+def start_of(model: nn.Module | Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The parameters a random subspace of a model is made of."""
-    return trainable(model) if isinstance(model, nn.Module) else named(model)
+    return trainable(model) if isinstance(model, nn.Module) else dict(model)
 
 
 def drawn(

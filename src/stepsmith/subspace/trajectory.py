@@ -109,12 +109,13 @@ class Run:
         self.origin = first if origin is None else Checkpoint(origin, "the origin")
         for checkpoint in [*self.checkpoints, self.origin]:
             checkpoint.require(self.layout)
-        bad = not_finite(self.origin.tensors(self.layout.names))
-        if bad is not None:
-            raise ValueError(
-                f"{owner}: {self.origin.label} is not finite (nan or infinity in {bad!r}); give "
-                "one that is"
-            )
+        if origin is not None:  # the first checkpoint is looked at with the others
+            bad = not_finite(self.origin.tensors(self.layout.names))
+            if bad is not None:
+                raise ValueError(
+                    f"{owner}: {self.origin.label} is not finite (nan or infinity in {bad!r}); "
+                    "give one that is"
+                )
         if isinstance(params, nn.Module):
             buffers = [name for name, _ in unwrapped(params).named_buffers()]
         else:
@@ -238,14 +239,12 @@ class Run:
         tolerance = max(floor / 4, 8 * count * eps * float(values[0]))
         rank = int((values > tolerance).sum())
         if rank == 0:
-            hint = (
-                "; a bias before a normalisation never moves: join it with others" if whose else ""
-            )
+            hint = ""
             if any(self.checkpoints[0].shares(other) for other in self.checkpoints[1:]):
-                hint, whose = (
-                    "; state_dict() gives the live tensors: copy them, or use Snapshots",
-                    "",
-                )
+                whose = ""
+                hint = "; state_dict() gives the live tensors: copy them, or use Snapshots"
+            elif whose:
+                hint = "; a bias before a normalisation never moves: join it with others"
             raise ValueError(
                 f"{self.owner}: the checkpoints are all the same{whose} (rank 0); keep them along "
                 f"a run that moves the parameters{hint}"

@@ -28,8 +28,8 @@ class StartedTask(WrappedTask):
 
     def __init__(self, task: Task, params: Params, buffers: Buffers | None = None):
         own, fresh = task.init(torch.Generator().manual_seed(0))
-        _, other = task.init(torch.Generator().manual_seed(1))
         given = buffers or {}
+        other = task.init(torch.Generator().manual_seed(1))[1] if given else {}
         _require_fit(task.name, params, own)
         _require_fit(task.name, given, {name: fresh[name] for name in fresh if name in given})
         super().__init__(task)

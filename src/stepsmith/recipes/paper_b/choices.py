@@ -56,9 +56,9 @@ def versus_dm(study: Study) -> None:
     validated(PUBLISHED_DM)
     factor = climb(lambda factor: validated((factor, META_RATE)), FACTORS_OF_DM, 0.1)
     rate = climb(lambda rate: validated((factor, rate)), RATES_OF_DM, META_RATE)
+    key = Key(recipe=study.recipe, scale=study.scale.name)
     for (factor_tried, rate_tried), trained in found.items():  # tested or not, they are paid for
         label = f"L2O-DM, outputs times {factor_tried:g}, meta-rate {rate_tried:g}"
-        key = Key(recipe=study.recipe, scale=study.scale.name)
         add_meta_cost(study.records, learned_key(key, label, trained), trained)
     rules = {
         SL2O: learn(study, f"sl2o-{net}", here.sub), "L2O-DM as published": found[PUBLISHED_DM],

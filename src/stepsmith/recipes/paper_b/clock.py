@@ -56,10 +56,11 @@ def speed(
     """
     found = curves(records, task, protocol)
     best, target = lowest(found, against)
-    own_ST, other_ST = (penalised(found[name].values) for name in (rule, best))
     (met, base), (close, base_close) = (
-        [reach(part, loss) for part in (own_ST, other_ST)] for loss in (target, CLOSE * target)
+        [reach(found[name].values, loss) for name in (rule, best)]
+        for loss in (target, CLOSE * target)
     )
+    own_ST, other_ST = (penalised(found[name].values) for name in (rule, best))
     finals_S = score(other_ST, "final")
     each = [
         _ratio(float(first_reach(own_T, final)), float(first_reach(other_T, final)))
@@ -110,7 +111,7 @@ def outlasting(
         "final_loss": float(finals_S.mean()), "final_loss_of_that": target,
         "ratio": float(finals_S.mean()) / target,
         "ratio_of_each_seed": (finals_S / targets_S).tolist(),
-        "met": finite(reach(own_ST, target, last_tenth(other_ST.shape[1]))),
+        "met": finite(reach(found.values, target, last_tenth(other_ST.shape[1]))),
         "points_of_accuracy": None if points_S is None else float(points_S.mean()),
     }  # fmt: skip
 

@@ -96,7 +96,7 @@ def network(study: Study, name: str) -> None:
     )
 
 
-class _Entrant(NamedTuple):
+class _PacedRule(NamedTuple):
     """A rule as it runs in a subspace, and the place it was meta-trained in."""
 
     name: str
@@ -147,7 +147,7 @@ def contests(
     )
     paces = {"": CONSTANT} | {f", {added}": pace for added, pace in (schedules or {}).items()}
     entrants = [
-        _Entrant(f"{label}{added}", trained, schedule, label_task(label), homes.get(label, here))
+        _PacedRule(f"{label}{added}", trained, schedule, label_task(label), homes.get(label, here))
         for added, schedule in paces.items()
         for label, trained in within.items()
     ]

@@ -126,14 +126,11 @@ def principal(study: Study) -> None:
         )  # fmt: skip
         keys = {
             MOMENTUM: replace(
-                key,
-                optimizer=MOMENTUM,
-                kind="baseline",
-                tuned_for="final",
+                key, optimizer=MOMENTUM, kind="baseline", tuned_for="final",
                 hyper_parameters=json.dumps(momentum),
             ),
             SL2O: learned_key(key, SL2O, trained),
-        }
+        }  # fmt: skip
         add_meta_training(study.records, keys[SL2O], trained)
         said: dict[str, list[dict[str, Any]]] = {}
         for name, make in makers.items():
