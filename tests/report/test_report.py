@@ -146,7 +146,7 @@ def test_the_break_even_figure_shows_trainings_and_says_why_never():
     assert low < quick["trainings"] < high
     assert len(never.lines) == 2
     text = svg(figure)
-    for told in (f"slower: {slow['seconds']:.2g} s", "never reaches adam's final loss", ">never<",
+    for told in ("slower: 2.48 s against 0.1 s", "never reaches adam's final loss", ">never<",
                  ">quick<", ">slow<", ">worse<"):  # fmt: skip
         assert told in text, told
     assert worse["trainings"] is None

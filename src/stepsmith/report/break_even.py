@@ -146,24 +146,25 @@ def _heading(entry: dict[str, Any], entries: list[dict[str, Any]]) -> str:
 
 def _draw_entry(axes: Axes, apart: Axes, entry: dict[str, Any], place: int, colour: str) -> None:
     if entry["trainings"] is not None:
-        at = max(entry["trainings"], LEAST)
+        at, text = max(entry["trainings"], LEAST), _three_digits(entry["trainings"])
         axes.plot(at, place, "o", color=colour, ms=7)
-        axes.annotate(_count(entry["trainings"]), (at, place), (8, 0), textcoords="offset points",
-                      va="center", fontsize=9)  # fmt: skip
+        axes.annotate(
+            text, (at, place), (8, 0), textcoords="offset points", va="center", fontsize=9
+        )
         return
     reason = f"never reaches {entry['against']}'s final loss"
     if entry["seconds"] is not None:
         own, other = (entry[f"{who}seconds"] + entry[f"{who}before"] for who in ("", "baseline_"))
-        reason = f"slower: {own:.2g} s against {other:.2g} s"
+        reason = f"slower: {_three_digits(own)} s against {_three_digits(other)} s"
     apart.plot(0.03, place, "x", color=colour, ms=7, mew=2)
     lines = textwrap.wrap(reason, 36)
     apart.annotate("\n".join(lines), (0.03, place), (10, 0), textcoords="offset points",
                    va="center", fontsize=9 if len(lines) == 1 else 7)  # fmt: skip
 
 
-def _count(trainings: float) -> str:
-    """Trainings to three digits: 0.45, 27.1, 145,000."""
-    rounded = float(f"{trainings:.3g}")
+def _three_digits(value: float) -> str:
+    """0.45, 27.1, 145,000."""
+    rounded = float(f"{value:.3g}")
     return f"{rounded:,.0f}" if rounded >= 100 else f"{rounded:g}"
 
 
