@@ -161,6 +161,7 @@ def test_what_is_slower_is_never_repaid():
     (entry,) = break_even(summarise(records), records)
     assert entry["trainings"] is None
     assert "never repaid" in cost_sentences([entry])[0]
+    assert "5,570 s against" in cost_sentences([{**entry, "seconds": 5569.5}])[0]
     records = made(learned_rate=0.001)
     (entry,) = break_even(summarise(records), records)
     assert entry["seconds"] is None

@@ -14,6 +14,7 @@ from matplotlib.ticker import FuncFormatter, NullFormatter
 
 from stepsmith.evaluate.records import Records
 from stepsmith.report.style import STYLE, colours, short
+from stepsmith.report.verdict import three_digits
 
 LEAST = 0.1
 """Trainings at the left end of a figure: none at all have no place on a logarithmic axis."""
@@ -146,7 +147,7 @@ def _heading(entry: dict[str, Any], entries: list[dict[str, Any]]) -> str:
 
 def _draw_entry(axes: Axes, apart: Axes, entry: dict[str, Any], place: int, colour: str) -> None:
     if entry["trainings"] is not None:
-        at, text = max(entry["trainings"], LEAST), _three_digits(entry["trainings"])
+        at, text = max(entry["trainings"], LEAST), three_digits(entry["trainings"])
         axes.plot(at, place, "o", color=colour, ms=7)
         axes.annotate(
             text, (at, place), (8, 0), textcoords="offset points", va="center", fontsize=9
@@ -155,17 +156,11 @@ def _draw_entry(axes: Axes, apart: Axes, entry: dict[str, Any], place: int, colo
     reason = f"never reaches {entry['against']}'s final loss"
     if entry["seconds"] is not None:
         own, other = (entry[f"{who}seconds"] + entry[f"{who}before"] for who in ("", "baseline_"))
-        reason = f"slower: {_three_digits(own)} s against {_three_digits(other)} s"
+        reason = f"slower: {three_digits(own)} s against {three_digits(other)} s"
     apart.plot(0.03, place, "x", color=colour, ms=7, mew=2)
     lines = textwrap.wrap(reason, 36)
     apart.annotate("\n".join(lines), (0.03, place), (10, 0), textcoords="offset points",
                    va="center", fontsize=9 if len(lines) == 1 else 7)  # fmt: skip
-
-
-def _three_digits(value: float) -> str:
-    """0.45, 27.1, 145,000."""
-    rounded = float(f"{value:.3g}")
-    return f"{rounded:,.0f}" if rounded >= 100 else f"{rounded:g}"
 
 
 def _finish(axes: Axes, apart: Axes, names: dict[int, str], repaid: list[float]) -> None:

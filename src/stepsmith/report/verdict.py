@@ -102,15 +102,21 @@ def _cost(entry: dict[str, Any]) -> str:
     if entry["seconds"] is None:
         return f"{head}{name} never reaches {against}'s final loss: not repaid here."
     subspace = "".join(
-        f"; {who}'s subspace takes {seconds:.3g} s before that"
+        f"; {who}'s subspace takes {three_digits(seconds)} s before that"
         for who, seconds in ((name, entry["before"]), (against, entry["baseline_before"]))
         if seconds
     )
     reach = (
         f"{name} reaches {against}'s final loss in {entry['steps']:.0f} steps against "
-        f"{entry['baseline_steps']:.0f}, {entry['seconds']:.3g} s against "
-        f"{entry['baseline_seconds']:.3g} s{subspace}: "
+        f"{entry['baseline_steps']:.0f}, {three_digits(entry['seconds'])} s against "
+        f"{three_digits(entry['baseline_seconds'])} s{subspace}: "
     )
     if entry["trainings"] is None:
         return f"{head}{reach}in seconds it is never repaid here."
     return f"{head}{reach}repaid after {entry['trainings']:,.0f} trainings."
+
+
+def three_digits(value: float) -> str:
+    """0.45, 27.1, 145,000."""
+    rounded = float(f"{value:.3g}")
+    return f"{rounded:,.0f}" if rounded >= 100 else f"{rounded:g}"
