@@ -62,8 +62,8 @@ def test_per_layer_random_is_block_diagonal():
 def test_more_directions_than_parameters():
     with pytest.raises(ValueError, match="d = 64 directions asked for, but the model has only 63"):
         random(network(), 64)
-    for d in (0, 2.0, True):
-        with pytest.raises(ValueError, match=f"random: d must be a whole number, .* got {d}"):
+    for d in (0, 2.0, True, "four", None):
+        with pytest.raises(ValueError, match=f"random: d must be a whole number, .* got {d!r}"):
             random(network(), d)
 
 

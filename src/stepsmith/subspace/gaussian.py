@@ -48,6 +48,7 @@ def random(
     >>> random(nn.Linear(5, 2), 3, generator=torch.Generator().manual_seed(0))
     Subspace(random, 3 directions of 12 numbers in 2 tensors, float32)
     """
+    require_counts("random", d=d)
     given = model if isinstance(model, nn.Module) else named(model)
     layout = TypedLayout.of(start_of(given))
     if d > layout.total:
@@ -77,7 +78,6 @@ def drawn(
 ) -> Subspace:
     """A block of d random directions, or as many as it has numbers, for each group of tensors."""
     begun = time.perf_counter()
-    require_counts(owner, d=d)
     require_stored(owner, dtype)
     params = start_of(model)
     layout = TypedLayout.of({name: params[name] for names in groups for name in names})

@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 from torch import nn
 
-from stepsmith.subspace.basis import Subspace
+from stepsmith.subspace.basis import Subspace, require_counts
 from stepsmith.subspace.checkpoints import Source
 from stepsmith.subspace.gaussian import drawn, start_of
 from stepsmith.subspace.layout import TypedLayout
@@ -18,7 +18,7 @@ By = Literal["layer", "tensor"] | Callable[[str], str]
 
 
 def per_layer(
-    source: nn.Module | Trajectory,
+    of: nn.Module | Trajectory,
     d: int,
     *,
     by: By = "layer",
@@ -28,7 +28,7 @@ def per_layer(
     generator: torch.Generator | None = None,
     dtype: torch.dtype | None = None,
     block: int = BLOCK,
-    note: str = "",
+    source: str = "",
 ) -> Subspace:
     """d directions for every layer: from the layer's own part of a trajectory, or random.
 
@@ -36,14 +36,14 @@ def per_layer(
     of d rows, with d coefficients a layer in place of d in all.
 
     Args:
-        source: snapshots, as for `from_trajectory`; or a model, for random directions.
+        of: snapshots, as for `from_trajectory`; or a model, for random directions.
         d: directions of each layer; a layer of fewer numbers gets as many as it has.
         by: what counts as a layer: `"layer"` the tensors of one module (a weight and its bias),
             `"tensor"` each tensor, or a function from a tensor's name to its layer's.
         params, origin, centred, block: of a trajectory, as in `from_trajectory`.
         generator: of random directions, as in `random`.
         dtype: to hold the basis in; by default float32, or float64 where a parameter is.
-        note: where it comes from, kept in `info`.
+        source: where it comes from, kept in `info`.
 
     Returns:
         The subspace, on the CPU. Its tensors are in the order of their layers.
@@ -56,21 +56,22 @@ def per_layer(
     >>> per_layer(model, 8).dim  # the second layer has five numbers
     13
     """
-    if isinstance(source, nn.Module):
+    require_counts("per_layer", d=d)
+    if isinstance(of, nn.Module):
         if params is not None or origin is not None or not centred or block != BLOCK:
             raise ValueError(
                 "per_layer: params, origin, centred and block belong to a trajectory, not to a "
                 "model, whose directions are random"
             )
-        groups = _groups(TypedLayout.of(start_of(source)), by)
-        return drawn("per_layer", source, groups, d, generator=generator, dtype=dtype, source=note)
+        groups = _groups(TypedLayout.of(start_of(of)), by)
+        return drawn("per_layer", of, groups, d, generator=generator, dtype=dtype, source=source)
     if generator is not None:
         raise ValueError(
             "per_layer: a generator decides random directions; a trajectory needs none"
         )
-    run = Run(source, params, origin, "per_layer")
+    run = Run(of, params, origin, "per_layer")
     return run.subspace(
-        _groups(run.layout, by), d, centred=centred, dtype=dtype, block=block, source=note
+        _groups(run.layout, by), d, centred=centred, dtype=dtype, block=block, source=source
     )
 
 
