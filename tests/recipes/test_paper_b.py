@@ -10,6 +10,7 @@ import torch
 from tests.evaluate.test_run import fresh as untrained
 
 from stepsmith.evaluate import Key, Records
+from stepsmith.evaluate.epochs import Contest, Length
 from stepsmith.evaluate.statistics import stability
 from stepsmith.recipes import QUICK, Study
 from stepsmith.recipes.paper_b import choices, deep
@@ -205,14 +206,18 @@ def test_a_longer_training_is_held_against_the_end_of_a_shorter_one():
     loss_T = 2 - np.arange(300) / 200
     records.add(key, "train_loss", np.stack([loss_T, loss_T]), seeds=[0, 1], steps=range(300))
     records.add(key, "test_accuracy", [[0.8], [0.8]], seeds=[0, 1], steps=[300])
-    found = outlasting(records, "net, longer", "corrected", "slow", "net", "fast")
+    longer = Contest("net, longer", Length(3, 100), [0, 1], Key(), records)
+    shorter = Contest("net", Length(1, 100), [0, 1], Key(), records)
+    found = outlasting(longer, "slow", shorter, "fast", 70.0)
     end = 2 - np.arange(270, 300).mean() / 200
     assert found["ratio"] == pytest.approx(end / 0.9)
     assert found["ratio_of_each_seed"] == pytest.approx([end / 0.9] * 2)
     assert (found["steps"], found["steps_of_that"]) == (300, 100)
     assert 220 < found["met"] < 300  # smoothed, it lags
     assert found["points_of_accuracy"] == pytest.approx(10)
-    assert outlasting(records, "net", "corrected", "sub", "net", "fast")["met"] is None
+    assert (found["seconds"], found["with_all"]) == (600, 600)
+    assert (found["seconds_of_that"], found["with_all_of_that"]) == (270, 770)
+    assert outlasting(shorter, "sub", shorter, "fast", 0.0)["met"] is None
 
 
 def test_speed_is_held_against_the_best_of_the_baselines_named():

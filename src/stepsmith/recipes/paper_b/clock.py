@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from stepsmith.evaluate import Records
+from stepsmith.evaluate.epochs import Contest
 from stepsmith.evaluate.records import Block
 from stepsmith.evaluate.statistics import (
     final_accuracies,
@@ -81,39 +82,59 @@ def speed(
 
 
 def outlasting(
-    records: Records, task: str, protocol: str, optimizer: str, shorter: str, other: str
+    longer: Contest, optimizer: str, shorter: Contest, other: str, basis_seconds: float
 ) -> dict[str, Any]:
     """How a longer training ends beside another optimizer's shorter one, whose preparation took the
     difference.
 
     Args:
-        records: with `train_loss` of purpose `test`, the same seeds in both.
-        task, protocol: of the longer contest.
-        optimizer: there.
-        shorter: task of the other contest, under the same protocol.
+        longer: the contest of the longer training.
+        optimizer: there, and in the shorter one, where steps were timed.
+        shorter: the other contest, under the same protocol and of the same seeds.
         other: optimizer there.
+        basis_seconds: of the preparation.
 
     Returns:
         Steps of both; final losses (means over seeds of each run's last tenth), their ratio and
         that of each seed; `met`, steps in which the mean curve first meets the other's final loss,
         smoothed over as many steps as that is the mean of, None where it never does; the difference
-        of test accuracies in points.
+        of test accuracies in points; seconds of both trainings, the other's with its preparation,
+        None where they were not timed, and those of each with its meta-training.
     """
-    found = curves(records, task, protocol)[optimizer]
-    base = curves(records, shorter, protocol)[other]
+    records, protocol = longer.records, longer.key.protocol
+    found = curves(records, longer.name, protocol)[optimizer]
+    base = curves(shorter.records, shorter.name, protocol)[other]
     own_ST, other_ST = penalised(found.values), penalised(base.values)
     finals_S, targets_S = score(own_ST, "final"), score(other_ST, "final")
     target = float(targets_S.mean())
     points_S = _points(records, found, base)
+    own, own_all = _whole_seconds(shorter, optimizer, longer.length.total, 0.0)
+    that, that_all = _whole_seconds(shorter, other, shorter.length.total, basis_seconds)
     return {
-        "task": task, "protocol": protocol, "optimizer": optimizer, "steps": own_ST.shape[1],
-        "against": other, "steps_of_that": other_ST.shape[1],
+        "task": longer.name, "protocol": protocol, "optimizer": optimizer,
+        "steps": own_ST.shape[1], "against": other, "steps_of_that": other_ST.shape[1],
         "final_loss": float(finals_S.mean()), "final_loss_of_that": target,
         "ratio": float(finals_S.mean()) / target,
         "ratio_of_each_seed": (finals_S / targets_S).tolist(),
         "met": finite(reach(found.values, target, last_tenth(other_ST.shape[1]))),
         "points_of_accuracy": None if points_S is None else float(points_S.mean()),
+        "seconds": own, "seconds_of_that": that,
+        "with_all": own_all, "with_all_of_that": that_all,
     }  # fmt: skip
+
+
+def _whole_seconds(
+    timed: Contest, optimizer: str, steps: int, before: float
+) -> tuple[float | None, float | None]:
+    """Of a training of so many steps and what comes before it, and those with the meta-training, by
+    the contest in which the optimizer's steps were timed."""
+    step = step_seconds(timed.records, timed.name, optimizer)
+    if step is None:
+        return None, None
+    seconds = before + step * steps
+    return seconds, seconds + _meta_seconds(
+        timed.records, timed.name, timed.key.protocol, optimizer
+    )
 
 
 def lowest(found: Mapping[str, Block], names: Iterable[str]) -> tuple[str, float]:

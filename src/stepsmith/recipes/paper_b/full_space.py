@@ -5,19 +5,27 @@ from __future__ import annotations
 
 import multiprocessing
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 
+from stepsmith.evaluate.epochs import Contest
 from stepsmith.hub import TrainedRule
 from stepsmith.machine import peak_memory, start_peak
 from stepsmith.meta import MetaTrainConfig
 from stepsmith.meta.trainer import Run
 from stepsmith.recipes.paper_b.clock import outlasting, speed
-from stepsmith.recipes.paper_b.comparisons import SL2O, add_clock, contests
+from stepsmith.recipes.paper_b.comparisons import (
+    SL2O,
+    add_clock,
+    basis_seconds,
+    contests,
+    learn_episodes,
+    of_episodes,
+)
 from stepsmith.recipes.paper_b.deep import (
     FULL_SPACE,
     Place,
@@ -67,7 +75,10 @@ def all_parameters(study: Study) -> None:
 
 def _network(study: Study, name: str) -> None:
     here, fresh, amounts = place(study, name), fresh_places(study, name), depth(study)
-    within = learn(study, f"sl2o-{name}", here.sub)
+    within = {
+        SL2O: learn(study, f"sl2o-{name}", here.sub),
+        of_episodes(amounts.descent): learn_episodes(study, name, here, amounts.descent),
+    }
     # A test's steps on a tenth of the images would be kept for learning these by heart.
     rules = {
         label: learn(
@@ -76,30 +87,36 @@ def _network(study: Study, name: str) -> None:
         )
         for number, (label, rule) in enumerate(RULES.items())
     }  # fmt: skip
-    published, corrected = contests(
-        study, name, here, fresh, {SL2O: within}, rules, full_space=FULL_SPACE
-    )
+    published, corrected = contests(study, name, here, fresh, within, rules, full_space=FULL_SPACE)
     for protocol in (published.key.protocol, corrected.key.protocol):
         about = (study.records, name, protocol)
         study.findings.setdefault("against_sl2o", []).extend(
-            speed(*about, label, [SL2O]) for label in RULES
+            speed(*about, label, within) for label in RULES
         )
     add_clock(study, published, here)
-    _with_the_basis(study, name, here, rules)
+    _with_the_basis(study, published, here, within, rules)
 
 
-def _with_the_basis(study: Study, name: str, here: Place, rules: Mapping[str, TrainedRule]) -> None:
+def _with_the_basis(
+    study: Study,
+    shorter: Contest,
+    here: Place,
+    within: Iterable[str],
+    rules: Mapping[str, TrainedRule],
+) -> None:
     """SL2O begins from a start of which a whole training is known: its basis. Here the whole space
     gets these steps as well."""
     amounts = depth(study)
     epochs = amounts.epochs + amounts.basis_epochs
-    held = contest(study, f"{name}, {epochs} epochs", here.task, epochs=epochs)
+    held = contest(study, f"{shorter.name}, {epochs} epochs", here.task, epochs=epochs)
     for label, trained in rules.items():
         held.rule(label, here.full, trained)
     held.baseline(LONGER, here.full, FULL_SPACE[LONGER])
+    basis = basis_seconds(shorter, here)
     study.findings.setdefault("against_sl2o_and_its_basis", []).extend(
-        outlasting(study.records, held.name, held.key.protocol, label, name, SL2O)
+        outlasting(held, label, shorter, other, basis)
         for label in (*rules, LONGER)
+        for other in within
     )
 
 
