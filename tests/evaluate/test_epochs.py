@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -290,3 +291,6 @@ def test_entrants_that_cannot_be(tiny_task):
 def test_refused_lengths():
     with pytest.raises(ValueError, match="an epoch, a step and a test at least"):
         Length(0, 5)
+    for counts in ((1.5, 3), (math.nan, 3), (True, 3), (1, 3, 1.5)):
+        with pytest.raises(ValueError, match="in whole numbers"):
+            Length(*counts)

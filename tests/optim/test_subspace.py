@@ -13,6 +13,10 @@ import torch
 from tests.subspace.runs import BytesRead, batch, flat, loss_of, network, recorded, seeded, train
 from tests.subspace.test_basis import dense
 from torch import nn
+from torch.distributed.checkpoint.state_dict import (
+    get_optimizer_state_dict,
+    set_optimizer_state_dict,
+)
 from torch.func import functional_call
 
 import stepsmith
@@ -258,6 +262,58 @@ def test_options_set_on_the_inner_optimizer_are_not_undone_in_silence(subspace, 
     train(model, optimizer, [3])
 
 
+@pytest.mark.parametrize("trained", [0, 2])
+def test_tensors_set_on_the_inner_optimizer_are_not_undone_in_silence(subspace, trained):
+    model = network()
+    rate = torch.tensor(0.2)
+    optimizer = SubspaceOptimizer(model, subspace, partial(torch.optim.SGD, lr=rate, foreach=True))
+    train(model, optimizer, range(trained))
+    optimizer.inner.param_groups[0]["lr"] = torch.tensor(0.2)
+    with pytest.raises(RuntimeError, match="'lr' was set to tensor"):
+        train(model, optimizer, [3])
+    optimizer.inner.param_groups[0]["lr"] = optimizer.param_groups[0]["lr"]
+    optimizer.param_groups[0]["lr"].fill_(0.0)  # as schedulers do
+    before = flat(model.parameters())
+    train(model, optimizer, [3])
+    assert torch.equal(flat(model.parameters()), before)
+    again = copy.deepcopy(optimizer)
+    again.load_state_dict(optimizer.state_dict())
+    again.step()
+
+
+def test_what_is_frozen_later_is_not_moved_in_silence(subspace):
+    model = network()
+    optimizer = SubspaceOptimizer(model, subspace, INNER["momentum"])
+    train(model, optimizer, [0])
+    model[0].weight.requires_grad_(False)
+    before = flat(model.parameters())
+    with pytest.raises(RuntimeError, match=r"'0.weight' was frozen since .* unfreeze it"):
+        train(model, optimizer, [1])
+    assert torch.equal(flat(model.parameters()), before)
+    model[0].weight.requires_grad_(True)
+    train(model, optimizer, [1])
+    # Where there is one device, the basis is moved in the model's place.
+    optimizer.subspace = optimizer.subspace.to("meta")
+    with pytest.raises(RuntimeError, match=r"'0.weight' was moved to cpu, the basis is on meta"):
+        train(model, optimizer, [2])
+
+
+def test_distributed_checkpoints_do_not_step(subspace):
+    model = network()
+    optimizer = SubspaceOptimizer(model, subspace, INNER["adam"])
+    train(model, optimizer, range(2))
+    optimizer.zero_grad()
+    want = copy.deepcopy(optimizer.state_dict())
+    kept = get_optimizer_state_dict(model, optimizer)
+    assert torch.equal(optimizer.coefficients.detach(), want["coefficients"])
+    torch.testing.assert_close(optimizer.inner.state_dict(), want["inner"], rtol=0, atol=0)
+    with pytest.raises(ValueError, match="the state lacks 'coefficients', 'inner'"):
+        set_optimizer_state_dict(model, optimizer, kept)  # which carry nothing of a subspace
+    optimizer.load_state_dict(want)
+    get_optimizer_state_dict(model, optimizer)
+    torch.testing.assert_close(optimizer.inner.state_dict(), want["inner"], rtol=0, atol=0)
+
+
 def test_an_inner_optimizer_need_not_ask_for_gradients(subspace):
     class Bare(torch.optim.Optimizer):
         def step(self, closure=None):
@@ -449,6 +505,11 @@ def test_inner_optimizers_of_something_else(subspace, inner, kind, match):
 def test_bad_arguments(subspace):
     with pytest.raises(ValueError, match="start must be one of origin, model; got 'here'"):
         SubspaceOptimizer(network(), subspace, INNER["sgd"], start="here")
+    with pytest.raises(TypeError, match=r"subspace must be a Subspace, got str; Subspace.load"):
+        SubspaceOptimizer(network(), "basis.safetensors", INNER["sgd"])
+    made = torch.optim.SGD(network().parameters(), lr=0.1)
+    with pytest.raises(TypeError, match=r"inner must be called .* got SGD; pass for example"):
+        SubspaceOptimizer(network(), subspace, made)
     broken = network()
     with torch.no_grad():
         broken[0].weight[0, 0] = float("nan")

@@ -8,12 +8,13 @@ import numpy as np
 import pytest
 import torch
 from tests.evaluate.test_run import fresh as untrained
+from tests.tasks.test_datasets import image_folder
 
 from stepsmith.evaluate import Key, Records
 from stepsmith.evaluate.epochs import Contest, Length
 from stepsmith.evaluate.statistics import stability
 from stepsmith.recipes import QUICK, Study
-from stepsmith.recipes.paper_b import choices, deep
+from stepsmith.recipes.paper_b import choices, comparisons, deep
 from stepsmith.recipes.paper_b.clock import clock, outlasting, speed
 from stepsmith.recipes.paper_b.comparisons import (
     accuracies,
@@ -135,6 +136,43 @@ def test_data_that_all_is_held_against_must_be_there(study):
     study.data_dir, study.source = "nowhere", "directory"
     with pytest.raises(DataError, match="nowhere"):
         data_transfer(study)
+
+
+@pytest.fixture
+def elsewhere(study, tmp_path, monkeypatch):
+    """A data directory, and the sets that `data_transfer` asks for in it, changed by a call."""
+    study.data_dir, study.source = str(tmp_path / "data"), "directory"
+    monkeypatch.setattr(comparisons, "place", lambda *_: pytest.fail("a basis was begun"))
+
+    def ask(*sets):
+        own, *others = sets
+        changed = replace(deep.DEPTHS["quick"], data=own, others=tuple(others), sources=())
+        monkeypatch.setitem(deep.DEPTHS, "quick", changed)
+        data_transfer(study)
+
+    return ask
+
+
+def test_one_folder_for_several_sets_is_no_transfer(elsewhere, tmp_path):
+    image_folder(tmp_path / "data")  # the files themselves, in no folder of a set
+    with pytest.raises(DataError, match="cifar10 and cifar100 would both be directory:"):
+        elsewhere("cifar10", "cifar10@4", "cifar100")
+
+
+def test_sets_too_small_are_found_before_anything_is_trained(elsewhere, tmp_path):
+    for name in ("one", "two"):
+        image_folder(tmp_path / "data" / name)
+    with pytest.raises(ValueError, match="two@50000: a subset takes 2 to"):
+        elsewhere("one", "two@50000")
+
+
+def test_a_damaged_set_is_not_taken_for_one_that_is_not_here(elsewhere, tmp_path):
+    image_folder(tmp_path / "data" / "one")
+    image_folder(tmp_path / "data" / "two")
+    damaged = next((tmp_path / "data" / "two").rglob("*.png"))
+    damaged.write_bytes(damaged.read_bytes()[:20])
+    with pytest.raises(DataError, match=damaged.name):
+        elsewhere("one", "two")
 
 
 def test_meta_trainings_that_lost_are_paid_for(study, monkeypatch):

@@ -135,6 +135,7 @@ def test_project_under_vmap():
 def test_files_hold_everything(subspace, tmp_path, dtype):
     path = subspace.save(tmp_path / "basis", dtype=dtype)
     assert path.name == "basis.safetensors"
+    assert Subspace.load(tmp_path / "basis").fingerprint == Subspace.load(path).fingerprint
     loaded = Subspace.load(path)
     for one, two in zip(subspace.blocks, loaded.blocks, strict=True):
         assert torch.equal(one.to(dtype or one.dtype), two)
@@ -246,10 +247,17 @@ class Tied(nn.Module):
         self.head.weight = self.embed.weight
 
 
+def test_a_gradient_that_there_is_not_is_named():
+    grads = {name: param.grad for name, param in network().named_parameters()}
+    with pytest.raises(ValueError, match=r"tensor '0.weight' is None .* zeros for a gradient"):
+        random(network(), 2).project(grads)
+
+
 def test_members_are_found_by_name():
     model = network()
     pairs = list(reversed(list(model.named_parameters())))
-    for form in (model, torch.compile(model, backend="eager"), pairs, dict(pairs), iter(pairs)):
+    wrapped = (torch.compile(model, backend="eager"), nn.DataParallel(model))
+    for form in (model, *wrapped, pairs, dict(pairs), iter(pairs)):
         found = members(layout(), form)
         assert all(a is b for a, b in zip(found, model.parameters(), strict=True))
 

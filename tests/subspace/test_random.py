@@ -103,3 +103,10 @@ def test_models_without_a_subspace():
         random(broken, 2)
     with pytest.raises(ValueError, match="dtype must be one of"):
         random(network(), 2, dtype=torch.int8)
+
+
+def test_generators_that_are_none():
+    with pytest.raises(TypeError, match=r"random: generator must be a torch.Generator, got 0; "):
+        random(network(), 2, generator=0)
+    with pytest.raises(TypeError, match="per_layer: generator must be"):
+        per_layer(network(), 2, generator=0)

@@ -10,7 +10,7 @@ from tests.subspace.test_basis import dense
 from torch import nn
 
 from stepsmith import CheckpointError
-from stepsmith.subspace import from_trajectory, per_layer
+from stepsmith.subspace import Snapshots, from_trajectory, per_layer
 
 NAMES = [name for name, _ in network().named_parameters()]
 
@@ -300,6 +300,53 @@ def test_what_is_no_trajectory(tmp_path):
         from_trajectory([tmp_path / "file"] * 3, 1)
     with pytest.raises(ValueError, match="is a file; pass the folder"):
         from_trajectory(tmp_path / "file", 1)
+
+
+def test_more_directions_than_numbers():
+    states = [{"a": torch.randn(2, generator=seeded(seed))} for seed in range(9)]
+    with pytest.raises(ValueError, match="d = 5 directions asked for, but the model has only 2"):
+        from_trajectory(states, 5)
+    assert per_layer(states, 5).dim == 2  # of a small layer, as many as it has
+
+
+def test_what_a_checkpoint_holds_beside_tensors():
+    states = [{"state_dict": state, "epoch": 1} for state in drawn(4, 3)]
+    with pytest.raises(ValueError, match="'state_dict' is no tensor but dict; pass the state dict"):
+        from_trajectory(states, 2)
+    with pytest.raises(ValueError, match="'a' is no tensor but ndarray"):
+        from_trajectory([{"a": torch.ones(2).numpy()}] * 3, 1)
+    with pytest.raises(TypeError, match="tensors go by names, but one is called 0"):
+        from_trajectory([{0: torch.ones(2)}] * 3, 1)
+    # A module may have extra state, which is no parameter.
+    extra = [{**network(seed).state_dict(), "0._extra_state": {"scale": 1}} for seed in range(4)]
+    assert from_trajectory(extra, 2, params=network()).dim == 2
+
+
+def test_what_says_no_names_of_parameters():
+    states = [network(seed).state_dict() for seed in range(4)]
+    for params, got in (
+        (network().parameters(), "a Parameter among them"),
+        (network().named_parameters(), "a tuple among them"),
+        ("0.weight", "one text"),
+    ):
+        with pytest.raises(TypeError, match=f"params must be a model or the names.*got {got}"):
+            from_trajectory(states, 2, params=params)
+
+
+def test_a_gap_in_a_folder_of_snapshots(tmp_path):
+    model = network()
+    snapshots = Snapshots(tmp_path, model)
+    for seed in range(5):
+        model.load_state_dict(network(seed).state_dict())
+        snapshots()
+    paths = snapshots.paths()
+    paths[2].unlink()
+    with pytest.raises(ValueError, match="of the snapshots number 2 is missing; where that"):
+        from_trajectory(tmp_path, 2)
+    assert from_trajectory([*paths[:2], *paths[3:]], 2).dim == 2
+    paths[0].unlink()
+    paths[1].unlink()
+    assert from_trajectory(tmp_path, 1).dim == 1
 
 
 def test_per_layer_arguments():

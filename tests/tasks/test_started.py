@@ -55,6 +55,14 @@ def test_starts_are_told_apart_and_must_fit():
         StartedTask(task, one, {"mean": torch.zeros(3)})
 
 
+def test_a_start_must_be_finite():
+    task = make_task("mlp-mnist", source="sample")
+    params, _ = task.init(torch.Generator().manual_seed(1))
+    name = next(iter(params))
+    with pytest.raises(ValueError, match=f"mlp-mnist is not finite .*'{name}'"):
+        StartedTask(task, {**params, name: params[name] * torch.nan})
+
+
 def test_a_start_does_not_move_with_the_model_it_came_from():
     task = make_task("mlp-mnist", source="sample")
     params, _ = task.init(torch.Generator().manual_seed(1))

@@ -300,6 +300,8 @@ def test_bad_subspaces():
     task, other = make_tiny_task(), normed_task()
     with pytest.raises(ValueError, match="give at least one subspace"):
         SubspaceTask(task, [])
+    with pytest.raises(TypeError, match=r"must be a Subspace or several, got str; Subspace.load"):
+        SubspaceTask(task, ["basis.safetensors"])
     with pytest.raises(ValueError, match="subspaces have 3, 5 directions"):
         SubspaceTask(task, [basis(task), basis(task, d=3)])
     with pytest.raises(ValueError, match=r"'1.weight', of shape \(5,\), is not among the task's"):

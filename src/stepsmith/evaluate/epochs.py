@@ -14,6 +14,7 @@ import json
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +56,7 @@ class Length:
         tests: of an epoch, evenly spread, the last after it: so often the test split is measured.
 
     Raises:
-        ValueError: fewer than one of any, or more tests than steps.
+        ValueError: no whole numbers, fewer than one of any, or more tests than steps.
     """
 
     epochs: int
@@ -63,10 +64,13 @@ class Length:
     tests: int = 1
 
     def __post_init__(self):
-        if self.epochs < 1 or not 1 <= self.tests <= self.steps:
+        counts = (self.epochs, self.steps, self.tests)
+        whole = all(isinstance(n, Integral) and not isinstance(n, bool) for n in counts)
+        if not whole or self.epochs < 1 or not 1 <= self.tests <= self.steps:
             raise ValueError(
-                "Length: needs an epoch, a step and a test at least, and no more tests than steps; "
-                f"got {self.epochs} epochs of {self.steps} steps and {self.tests} tests"
+                "Length: needs an epoch, a step and a test at least, in whole numbers, and no more "
+                f"tests than steps; got {self.epochs} epochs of {self.steps} steps and "
+                f"{self.tests} tests"
             )
 
     @property

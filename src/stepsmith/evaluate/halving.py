@@ -68,7 +68,7 @@ def halve(
 
     Raises:
         ValueError: rungs that do not grow to 1 or do not shrink in number, or a centre or factor
-            out of range.
+            out of range; or no rate whose score over the whole training is finite.
 
     >>> found = halve(lambda rate, share: abs(rate - 2.0) / share, 0.25)
     >>> found.rate, found.at_edge, len(found.scores)
@@ -78,7 +78,7 @@ def halve(
     grows = bool(rungs) and shares == sorted(set(shares)) and shares[0] > 0 and shares[-1] == 1
     if not grows or counts != sorted(counts, reverse=True):
         raise ValueError(f"halve: rungs must grow to a share of 1 with ever fewer rates: {rungs}")
-    if not centre > 0 or not factor > 1 or counts[-1] < 1:
+    if not 0 < centre < math.inf or not 1 < factor < math.inf or counts[-1] < 1:
         raise ValueError(
             f"halve: needs centre > 0, factor > 1 and rates; got {centre}, {factor}, {counts}"
         )
@@ -114,5 +114,10 @@ def halve(
             if not any(math.isclose(rate, old, rel_tol=CLOSE) for old in level)
         ]
         if not new or len(level) >= max(MOST, rungs[-1].rates):
+            if math.isinf(level[best]):
+                raise ValueError(
+                    f"halve: no score was finite, at none of the rates from {min(level)} to "
+                    f"{max(level)} over the whole training; try another centre than {centre}"
+                )
             return Halved(best, scores, at_edge=bool(new))
         level[new[0]] = measure(new[0], rungs[-1].share)

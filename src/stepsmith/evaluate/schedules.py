@@ -46,7 +46,7 @@ class Schedule:
     def __post_init__(self):
         require_choice("Schedule", "kind", self.kind, ("constant", "steps", "cosine"))
         ends = (0.0, *self.drops, 1.0)
-        if any(b <= a for a, b in itertools.pairwise(ends)):
+        if not all(a < b for a, b in itertools.pairwise(ends)):
             raise ValueError(f"Schedule: drops must rise between 0 and 1, got {self.drops}")
         most = {"constant": 0, "cosine": 1}.get(self.kind, len(self.drops))
         idle = self.kind != "steps" and self.factor != Schedule.factor

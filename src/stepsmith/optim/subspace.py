@@ -50,7 +50,7 @@ class SubspaceOptimizer(torch.optim.Optimizer):
         ValueError: a model the subspace does not fit (names the first tensor that differs), on
             several devices, an unknown start, an `inner` that is not of c alone, or a start that is
             not finite.
-        TypeError: parameters without names, or an `inner` that returns no optimizer.
+        TypeError: parameters without names, no `Subspace`, or an `inner` that returns no optimizer.
 
     `param_groups` holds the model's parameters, so that `zero_grad`, gradient clipping and
     `GradScaler` see them, with `inner`'s options: set rates and schedulers on this optimizer, and
@@ -74,6 +74,13 @@ class SubspaceOptimizer(torch.optim.Optimizer):
         start: str = "origin",
     ):
         require_choice("SubspaceOptimizer", "start", start, ("origin", "model"))
+        if not isinstance(subspace, Subspace):
+            raise TypeError(
+                f"SubspaceOptimizer: subspace must be a Subspace, got {type(subspace).__name__}; "
+                "Subspace.load reads one from a file"
+            )
+        if not callable(inner):
+            raise TypeError(_no_inner("be called with the coefficients and return", inner))
         params = members(subspace.layout, model)
         devices = {param.device for param in params}
         if len(devices) > 1:
@@ -100,8 +107,13 @@ class SubspaceOptimizer(torch.optim.Optimizer):
         self._closed = False
         super().__init__(params, dict(self.inner.defaults))
         self._closed = True
+        self._claim_state()
         self._hand_back()
         self._place()
+
+    def _claim_state(self) -> None:
+        # Torch's distributed checkpoints step an optimizer that has no state, to give it some.
+        self.state[self.param_groups[0]["params"][0]] = {"coefficients": self.coefficients}
 
     @property
     def origin(self) -> Tensor:
@@ -138,7 +150,8 @@ class SubspaceOptimizer(torch.optim.Optimizer):
             What `inner` returns: the closure's loss, or None.
 
         Raises:
-            RuntimeError: sparse gradients, or options set on `inner` in place of this optimizer.
+            RuntimeError: sparse gradients, a parameter frozen or moved to another device since the
+                optimizer was made, or options set on `inner` in place of this optimizer.
         """
         self._hand_over()
         if closure is None:
@@ -172,12 +185,23 @@ class SubspaceOptimizer(torch.optim.Optimizer):
         if all(param.grad is None for param in params):
             return
         grads = []
-        for param in params:
+        for name, param in zip(self.subspace.layout.names, params, strict=True):
             grad = param.grad
+            if not param.requires_grad:
+                raise RuntimeError(
+                    f"SubspaceOptimizer: {name!r} was frozen since the optimizer was made, and "
+                    "would be moved all the same; unfreeze it, or make a subspace without it and a "
+                    "new optimizer"
+                )
             if grad is not None and grad.layout != torch.strided:
                 raise RuntimeError(
                     "SubspaceOptimizer does not support sparse gradients; use "
                     "Embedding(sparse=False)"
+                )
+            if param.device != self.subspace.device:
+                raise RuntimeError(
+                    f"SubspaceOptimizer: {name!r} was moved to {param.device}, the basis is on "
+                    f"{self.subspace.device}; move the model first, then make the optimizer"
                 )
             # A parameter that this loss does not reach has gradient zero: its part of the basis
             # moves all the same, by what the others say.
@@ -196,7 +220,7 @@ class SubspaceOptimizer(torch.optim.Optimizer):
     def _hand_over(self) -> None:
         """Give `inner` the options of this optimizer's group, where schedulers write."""
         for name, value in _options(self.inner).items():
-            if isinstance(value, float | int | str | tuple) and self._handed.get(name) != value:
+            if _was_set(value, self._handed.get(name)):
                 raise RuntimeError(
                     f"SubspaceOptimizer: {name!r} was set to {value!r} on the inner optimizer, "
                     "which takes its options from this one at every step; set it here, and give "
@@ -215,6 +239,7 @@ class SubspaceOptimizer(torch.optim.Optimizer):
         the state of `inner`, options; the origin too where it is not the subspace's own."""
         found = {
             **super().state_dict(),
+            "state": {},
             "coefficients": self.coefficients.detach(),
             "inner": self.inner.state_dict(),
             "optimizer": type(self.inner).__name__,
@@ -233,6 +258,7 @@ class SubspaceOptimizer(torch.optim.Optimizer):
         """
         with seen_after_hooks(self, self._load_inner) as seen:
             super().load_state_dict(state_dict)
+        self._claim_state()
         (loaded,) = seen
         with torch.no_grad():
             self.coefficients.copy_(loaded["coefficients"])
@@ -287,6 +313,13 @@ def _options(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
     return {k: v for k, v in optimizer.param_groups[0].items() if k != "params"}
 
 
+def _was_set(value: Any, handed: Any) -> bool:
+    """Whether an option is no longer what was handed over."""
+    if isinstance(value, Tensor) or isinstance(handed, Tensor):
+        return value is not handed
+    return isinstance(value, float | int | str | tuple) and handed != value
+
+
 def _mark(subspace: Subspace, *, with_origin: bool) -> int:
     """A number for a basis, by its tensors' names and some columns of it; with its origin where a
     state relies on that. A number, since sharded checkpoints take no strings."""
@@ -303,14 +336,18 @@ def _some(values_XN: Tensor) -> Tensor:
 
 def _require_inner(inner: Any, coefficients: Tensor) -> None:
     if not isinstance(inner, torch.optim.Optimizer):
-        raise TypeError(
-            "SubspaceOptimizer: inner must return a torch.optim.Optimizer of the parameters it is "
-            f"given, got {type(inner).__name__}; pass for example "
-            "functools.partial(torch.optim.SGD, lr=1.0)"
-        )
+        raise TypeError(_no_inner("return", inner))
     groups = [group["params"] for group in inner.param_groups]
     if len(groups) != 1 or len(groups[0]) != 1 or groups[0][0] is not coefficients:
         raise ValueError(
             "SubspaceOptimizer: inner must optimise the coefficients it is given and nothing else; "
             "use its argument as the optimizer's params"
         )
+
+
+def _no_inner(must: str, got: Any) -> str:
+    return (
+        f"SubspaceOptimizer: inner must {must} a torch.optim.Optimizer of the parameters it is "
+        f"given, got {type(got).__name__}; pass for example "
+        "functools.partial(torch.optim.SGD, lr=1.0)"
+    )

@@ -242,9 +242,7 @@ class Subspace:
             CheckpointError: the disk refuses.
         """
         require_stored("Subspace.save", dtype)
-        path = Path(path)
-        if not path.suffix:
-            path = path.with_suffix(".safetensors")
+        path = _suffixed(path)
         manifest = {
             "kind": "subspace", "version": __version__, "info": self.info,
             "layout": {
@@ -260,13 +258,14 @@ class Subspace:
         """Read what `save` wrote.
 
         Args:
-            path: the file.
+            path: the file, named as for `save`.
             device: where to put it.
 
         Raises:
             CheckpointError: missing, damaged, or no subspace.
         """
-        tensors, manifest = store.read(Path(path), "subspace")
+        given = Path(path)
+        tensors, manifest = store.read(given if given.is_file() else _suffixed(given), "subspace")
         try:
             told = manifest["layout"]
             layout = TypedLayout(
@@ -300,6 +299,11 @@ def require_stored(owner: str, dtype: torch.dtype | None) -> None:
         )
 
 
+def _suffixed(path: str | Path) -> Path:
+    path = Path(path)
+    return path if path.suffix else path.with_suffix(".safetensors")
+
+
 def require_counts(owner: str, **counts: int) -> None:
     """Check numbers that must be whole and at least 1.
 
@@ -309,6 +313,19 @@ def require_counts(owner: str, **counts: int) -> None:
     for name, value in counts.items():
         if not isinstance(value, Integral) or isinstance(value, bool) or value < 1:
             raise ValueError(f"{owner}: {name} must be a whole number, at least 1, got {value!r}")
+
+
+def require_room(owner: str, d: int, layout: TypedLayout) -> None:
+    """Check that there are as many numbers as directions.
+
+    Raises:
+        ValueError: fewer.
+    """
+    if d > layout.total:
+        raise ValueError(
+            f"{owner}: d = {d} directions asked for, but the model has only {layout.total} "
+            f"parameters; lower d to at most {layout.total}"
+        )
 
 
 def buffers_of(model: torch.nn.Module) -> dict[str, Tensor]:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from stepsmith import store
 from stepsmith.subspace.layout import TypedLayout
-from stepsmith.subspace.snapshots import Snapshots
+from stepsmith.subspace.snapshots import Snapshots, missing_numbers
 
 Source = Mapping[str, Tensor] | str | Path
 """A state dict, or the path of a safetensors file of one."""
@@ -36,7 +36,7 @@ class Checkpoint:
         label: what it is called in messages.
 
     Raises:
-        TypeError: neither.
+        TypeError: neither, or names that are no strings.
         CheckpointError: a file that is missing or no safetensors file.
     """
 
@@ -47,9 +47,14 @@ class Checkpoint:
         self._tensors: Mapping[str, Tensor] = {}
         self.forms: dict[str, tuple[tuple[int, ...], torch.dtype]] = {}
         """Shape and dtype of each tensor; torch.int64 stands for whatever is not floating-point."""
+        self._others: dict[str, Any] = {}  # a module's extra state, say
         if isinstance(source, Mapping):
-            self._tensors = source
-            self.forms = {k: (tuple(v.shape), v.dtype) for k, v in source.items()}
+            bad = next((name for name in source if not isinstance(name, str)), None)
+            if bad is not None:
+                raise TypeError(f"{self.label}: tensors go by names, but one is called {bad!r}")
+            self._tensors = {k: v for k, v in source.items() if isinstance(v, Tensor)}
+            self._others = {k: v for k, v in source.items() if k not in self._tensors}
+            self.forms = {k: (tuple(v.shape), v.dtype) for k, v in self._tensors.items()}
         elif isinstance(source, str | Path):
             self._path = Path(source)
             self.label = f"{self.label} ({self._path})"
@@ -104,6 +109,11 @@ class Checkpoint:
         Raises:
             ValueError: a state dict that holds more than parameters, or one tensor twice.
         """
+        for name, value in self._others.items():
+            raise ValueError(
+                f"{self.label}: {name!r} is no tensor but {type(value).__name__}; pass the state "
+                "dict itself, and params=model where it holds more than parameters"
+            )
         if self.manifest.get("kind") == "snapshot":
             return list(self.manifest["parameters"])
         first: dict[tuple[int, tuple[int, ...]], str] = {}
@@ -165,7 +175,7 @@ def as_checkpoints(sources: Snapshots | str | Path | Iterable[Source]) -> list[C
 
     Raises:
         TypeError, CheckpointError: as `Checkpoint`; a single state dict.
-        ValueError: a folder that is missing, holds no snapshots or is a file.
+        ValueError: a folder that is missing, holds no snapshots, has a gap in them or is a file.
     """
     if isinstance(sources, Snapshots):
         sources = sources.paths()
@@ -176,6 +186,12 @@ def as_checkpoints(sources: Snapshots | str | Path | Iterable[Source]) -> list[C
             raise ValueError(
                 f"{folder}: {holds}; pass the folder that Snapshots wrote to, or a list of state "
                 "dicts or of paths of safetensors files"
+            )
+        missing = missing_numbers(sources)
+        if missing:
+            raise ValueError(
+                f"{folder}: of the snapshots number {missing[0]} is missing; where that is meant, "
+                "pass the list of those that count"
             )
     elif isinstance(sources, Mapping):
         raise TypeError(

@@ -11,7 +11,13 @@ from collections.abc import Iterator, Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from stepsmith.subspace.basis import Subspace, buffers_of, require_counts, require_stored
+from stepsmith.subspace.basis import (
+    Subspace,
+    buffers_of,
+    require_counts,
+    require_room,
+    require_stored,
+)
 from stepsmith.subspace.layout import NamedParams, TypedLayout, named, trainable
 from stepsmith.subspace.orthonormal import Part, orthonormal
 
@@ -43,7 +49,7 @@ def random(
     Raises:
         ValueError: d no whole number from 1 to the number of parameters, no trainable parameter, or
             weights that are not finite.
-        TypeError: parameters without names.
+        TypeError: parameters without names, or no `torch.Generator`.
 
     >>> random(nn.Linear(5, 2), 3, generator=torch.Generator().manual_seed(0))
     Subspace(random, 3 directions of 12 numbers in 2 tensors, float32)
@@ -51,11 +57,7 @@ def random(
     require_counts("random", d=d)
     given = model if isinstance(model, nn.Module) else named(model)
     layout = TypedLayout.of(start_of(given))
-    if d > layout.total:
-        raise ValueError(
-            f"random: d = {d} directions asked for, but the model has only {layout.total} "
-            f"parameters; lower d to at most {layout.total}"
-        )
+    require_room("random", d, layout)
     return drawn(
         "random", given, [layout.names], d, generator=generator, dtype=dtype, source=source
     )
@@ -79,6 +81,11 @@ def drawn(
     """A block of d random directions, or as many as it has numbers, for each group of tensors."""
     begun = time.perf_counter()
     require_stored(owner, dtype)
+    if generator is not None and not isinstance(generator, torch.Generator):
+        raise TypeError(
+            f"{owner}: generator must be a torch.Generator, got {generator!r}; "
+            "torch.Generator().manual_seed(0) is one"
+        )
     params = start_of(model)
     layout = TypedLayout.of({name: params[name] for names in groups for name in names})
     dims = [sum(params[name].numel() for name in names) for names in groups]

@@ -77,13 +77,18 @@ class TypedLayout(Layout):
         """Check that tensors of these names and shapes are there; others may be.
 
         Raises:
-            ValueError: names the first that is missing or differs, and how.
+            ValueError: names the first that is missing, differs or is none, and how.
         """
         for name, shape in zip(self.names, self.shapes, strict=True):
             if name not in tensors:
                 raise ValueError(
                     f"the subspace does not fit: its tensor {name!r}, of shape {shape}, is not "
                     f"among {whose}; use it with the network it was made for"
+                )
+            if not isinstance(tensors[name], Tensor):
+                raise ValueError(
+                    f"the subspace's tensor {name!r} is {tensors[name]!r} among {whose}; give a "
+                    "tensor, zeros for a gradient that there is not"
                 )
             have = tuple(tensors[name].shape)
             if have != shape:
@@ -92,6 +97,8 @@ class TypedLayout(Layout):
                     f"{whose} {have}; use it with the network it was made for"
                 )
 
+
+_PARALLEL = (nn.DataParallel, nn.parallel.DistributedDataParallel)
 
 NamedParams = nn.Module | Mapping[str, Tensor] | Iterable[tuple[str, Tensor]]
 """A model, or its parameters by name."""
@@ -130,9 +137,10 @@ def trainable(model: NamedParams) -> dict[str, Tensor]:
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
-    """The module itself, where `torch.compile` has put it under another name."""
-    inner = getattr(model, "_orig_mod", model)
-    return inner if isinstance(inner, nn.Module) else model
+    """The module itself, where `torch.compile` or data parallelism has put it under another
+    name."""
+    inner = model.module if isinstance(model, _PARALLEL) else getattr(model, "_orig_mod", None)
+    return unwrapped(inner) if isinstance(inner, nn.Module) else model
 
 
 def members(layout: TypedLayout, model: NamedParams) -> list[Tensor]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from torch import Tensor, nn
@@ -135,6 +135,12 @@ def write_snapshot(
     }  # fmt: skip
     store.write(path, {**params, **buffers}, manifest)
     return path
+
+
+def missing_numbers(paths: Sequence[Path]) -> list[int]:
+    """Which snapshots between the first and the last of these there are not."""
+    numbers = {_number(path) for path in paths}
+    return sorted({*range(min(numbers), max(numbers))} - numbers)
 
 
 def _number(path: Path) -> int:

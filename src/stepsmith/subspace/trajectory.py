@@ -16,7 +16,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from stepsmith.subspace.basis import Subspace, not_finite, require_counts, require_stored
+from stepsmith.subspace.basis import (
+    Subspace,
+    not_finite,
+    require_counts,
+    require_room,
+    require_stored,
+)
 from stepsmith.subspace.checkpoints import Checkpoint, Piece, Source, as_checkpoints
 from stepsmith.subspace.layout import TypedLayout, trainable, unwrapped
 from stepsmith.subspace.orthonormal import Part, orthonormal
@@ -66,10 +72,13 @@ def from_trajectory(
         ValueError: too few checkpoints, more directions than their rank, checkpoints that are not
             finite, of different networks or all the same, or that hold more than parameters.
         CheckpointError: a file that cannot be read.
+        TypeError: checkpoints or params of another kind.
 
     Source: Li et al. 2022, arXiv:2103.11154, algorithm 1.
     """
+    require_counts("from_trajectory", d=d)
     run = Run(checkpoints, params, origin, "from_trajectory")
+    require_room("from_trajectory", d, run.layout)
     return run.subspace(
         [run.layout.names], d, centred=centred, dtype=dtype, block=block, source=source
     )
@@ -97,7 +106,7 @@ class Run:
                 f"{owner}: a trajectory needs at least 2 checkpoints, got {len(self.checkpoints)}"
             )
         first = self.checkpoints[0]
-        names = _names(first, params)
+        names = _names(first, params, owner)
         for name in names:
             if name not in first.forms:
                 raise ValueError(f"{owner}: {first.label} has no tensor {name!r}")
@@ -134,7 +143,7 @@ class Run:
     ) -> Subspace:
         """A block of at most d directions for each group of tensors; the groups share the names."""
         begun = time.perf_counter()
-        require_counts(self.owner, d=d, block=block)
+        require_counts(self.owner, block=block)
         require_stored(self.owner, dtype)
         count = len(self.checkpoints)
         if d > count - centred:
@@ -261,10 +270,20 @@ class Run:
         return mixed_DM, (values[:d] / values.sum()).tolist()
 
 
-def _names(first: Checkpoint, params: nn.Module | Iterable[str] | None) -> list[str]:
+def _names(first: Checkpoint, params: nn.Module | Iterable[str] | None, owner: str) -> list[str]:
     if params is None:
         return first.parameter_names()
-    return list(trainable(params)) if isinstance(params, nn.Module) else list(params)
+    if isinstance(params, nn.Module):
+        return list(trainable(params))
+    names = [params] if isinstance(params, str) else list(params)
+    other = next((name for name in names if not isinstance(name, str)), None)
+    if isinstance(params, str) or other is not None:
+        kind = "one text" if other is None else f"a {type(other).__name__} among them"
+        raise TypeError(
+            f"{owner}: params must be a model or the names of its parameters, got {kind}; pass "
+            "params=model"
+        )
+    return names
 
 
 def _numel(layout: TypedLayout, name: str) -> int:

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from stepsmith.tasks.image_files import (
     DataError,
+    DataNotFound,
     Split,
     dimensions,
     holds_images,
@@ -178,7 +179,9 @@ def _has_sample(name: str) -> bool:
 def _load_sample(name: str) -> ImageSet:
     if not _has_sample(name):
         have = ", ".join(sorted(p.name[:-14] for p in _SAMPLE_DIR.glob("*_train.parquet")))
-        raise DataError(f"{name}: no bundled sample, only of {have or 'no set'}; use other sources")
+        raise DataNotFound(
+            f"{name}: no bundled sample, only of {have or 'no set'}; use other sources"
+        )
     pattern = f"{name}_{{}}.parquet"
     train = read_parquet(_SAMPLE_DIR, "train", pattern)
     return _build(name, "sample", train, read_parquet(_SAMPLE_DIR, "test", pattern))

@@ -29,6 +29,10 @@ class DataError(ValueError):
     """A data set could not be found or read; the message is one line and says what to do."""
 
 
+class DataNotFound(DataError):
+    """None of the places that were looked at has the set."""
+
+
 Split = tuple[np.ndarray, np.ndarray, "Sequence[str] | None"]
 """Images (N, C, H, W) uint8, labels (N,) int64, and the classes where the files name them."""
 

@@ -8,12 +8,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from stepsmith.tasks.image_files import DataError, Split, decode_all, one_line, table_rows
+from stepsmith.tasks.image_files import (
+    DataError,
+    DataNotFound,
+    Split,
+    decode_all,
+    one_line,
+    table_rows,
+)
 
 PROBE_SECONDS = 3.0  # how long to wait for the hub's first answer
 
 
-class HubUnavailable(DataError):
+class HubUnavailable(DataNotFound):
     """The hub, or the set on it, cannot be had here: ``source="auto"`` goes on to the sample."""
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Generic, TypeVar
 
-from stepsmith.tasks.image_files import DataError
+from stepsmith.tasks.image_files import DataNotFound
 from stepsmith.tasks.image_hub import HubUnavailable
 
 SOURCES = ("auto", "directory", "hub", "sample")
@@ -63,11 +63,12 @@ class Library(Generic[Kind]):
             root: the data directory, or None.
 
         Raises:
-            DataError: an unknown name, or a set that is not found or not readable.
+            DataNotFound: an unknown name, or a set that no place has.
+            DataError: a set that is not readable.
         """
         folder = None if root is None or not is_name(name) else self.find(name, root)
         if (name not in self.known and "/" not in name and folder is None) or not is_name(name):
-            raise DataError(self._unknown(name, root))
+            raise DataNotFound(self._unknown(name, root))
         if source == "sample":
             return self.read_sample(name)
         if source == "hub":
@@ -79,7 +80,9 @@ class Library(Generic[Kind]):
             else "no data directory given (data_dir= or STEPSMITH_DATA_DIR)"
         )
         if source == "directory" and folder is None:
-            raise DataError(f"{name}: {missing}; pass data_dir= the directory that holds {place}/")
+            raise DataNotFound(
+                f"{name}: {missing}; pass data_dir= the directory that holds {place}/"
+            )
         if folder is not None:
             return self.read_folder(name, folder)
         try:
@@ -87,7 +90,7 @@ class Library(Generic[Kind]):
         except HubUnavailable as error:
             reason = str(error).removeprefix(f"{name}: ").partition(";")[0]
         if not self.has_sample(name):
-            raise DataError(
+            raise DataNotFound(
                 f"{name}: {missing}; {reason}; no sample of it comes with this package; put its "
                 f"files in DIR/{place}/ and pass data_dir=DIR, or connect (with pip install "
                 "datasets)"

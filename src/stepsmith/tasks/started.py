@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from stepsmith.store import fingerprint
+from stepsmith.subspace.basis import not_finite
 from stepsmith.tasks.base import Buffers, Params, Task
 from stepsmith.tasks.wrapped import WrappedTask
 
@@ -23,7 +24,7 @@ class StartedTask(WrappedTask):
         buffers: buffers at the start; those not named are the task's own fresh ones; copied.
 
     Raises:
-        ValueError: parameters or buffers of other names or shapes than the task's.
+        ValueError: parameters or buffers of other names or shapes than the task's, or not finite.
     """
 
     def __init__(self, task: Task, params: Params, buffers: Buffers | None = None):
@@ -32,6 +33,11 @@ class StartedTask(WrappedTask):
         other = task.init(torch.Generator().manual_seed(1))[1] if given else {}
         _require_fit(task.name, params, own)
         _require_fit(task.name, given, {name: fresh[name] for name in fresh if name in given})
+        bad = not_finite({**params, **given})
+        if bad is not None:
+            raise ValueError(
+                f"StartedTask: the start of {task.name} is not finite (nan or infinity in {bad!r})"
+            )
         super().__init__(task)
         # A model's own tensors would move on as it is trained.
         self._params = {name: value.detach().clone() for name, value in params.items()}

@@ -38,12 +38,19 @@ class SubspaceTask(WrappedTask):
         ValueError: no subspace, several of different dimensions, or one that does not fit the
             task's parameters (names the first tensor that differs, in shape or dtype) or buffers,
             or a frozen parameter that every start of the task draws anew.
+        TypeError: something else than a `Subspace`.
     """
 
     def __init__(self, task: Task, subspaces: Subspace | Sequence[Subspace]):
         given = [subspaces] if isinstance(subspaces, Subspace) else list(subspaces)
         if not given:
             raise ValueError("SubspaceTask: give at least one subspace")
+        for subspace in given:
+            if not isinstance(subspace, Subspace):
+                raise TypeError(
+                    f"SubspaceTask: subspaces must be a Subspace or several, got "
+                    f"{type(subspace).__name__}; Subspace.load reads one from a file"
+                )
         dims = sorted({subspace.dim for subspace in given})
         if len(dims) > 1:
             raise ValueError(

@@ -17,7 +17,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from stepsmith.tasks.image_files import DataError, one_line
+from stepsmith.tasks.image_files import DataError, DataNotFound, one_line
 from stepsmith.tasks.image_hub import HubUnavailable, hub_splits
 from stepsmith.tasks.sources import Library, data_root, known_spelling, spellings
 
@@ -232,7 +232,7 @@ def _load_sample(name: str, column: str | None) -> TextSet:
     known = KNOWN_TEXTS.get(name)
     if known is None:
         have = ", ".join(KNOWN_TEXTS)
-        raise DataError(f"{name}: no bundled sample, only of {have}; use other sources")
+        raise DataNotFound(f"{name}: no bundled sample, only of {have}; use other sources")
     files = [_SAMPLE_DIR / f"{known.folder}_{split}.parquet" for split in ("train", "test")]
     train, test = (_distinct(_read_parquet(path, column), str(path)) for path in files)
     return TextSet(name, "sample", train, test)

@@ -40,7 +40,8 @@ from stepsmith.recipes.paper_b.deep import (
     place,
 )
 from stepsmith.recipes.study import Recipe, Study
-from stepsmith.tasks.image_files import DataError
+from stepsmith.tasks.image_files import DataError, DataNotFound
+from stepsmith.tasks.variants import load_variant
 
 _log = logging.getLogger("stepsmith")
 
@@ -272,26 +273,41 @@ def data_transfer(study: Study) -> None:
     not the scale's own, from which they are transfers."""
     net = "resnet18" if study.scale.name == "full" else "resnet8"
     amounts = depth(study)
-    sets = [amounts.data, *amounts.others, *amounts.sources]
-    left_out = []
     rules, homes, tested = {}, {}, {}
-    for data in sets:
-        try:
-            here = place(study, net, data)
-        except DataError as error:
-            if data == amounts.data:
-                raise
-            _log.warning("b6-data-transfer: without %s: %s", data, error)
-            left_out.append(data)
-            continue
+    for data in _at_hand(study, [amounts.data, *amounts.others, *amounts.sources]):
+        here = place(study, net, data)
         name = f"{net}-{_short(data)}"
         homes[f"{SL2O} ({name})"] = here
         rules[f"{SL2O} ({name})"] = learn(study, f"sl2o-{name}", here.sub)
         if data not in amounts.sources:
             tested[name] = (here, fresh_places(study, net, data))
-    study.findings["left_out"] = left_out
     for name, (here, fresh) in tested.items():
         against_subspace(study, name, here, fresh, rules, homes)
+
+
+def _at_hand(study: Study, sets: Sequence[str]) -> list[str]:
+    """Those that are here: looked at before anything is trained, since one that is found to be too
+    small after the bases of the others would lose hours."""
+    found, left_out, bases = [], [], {}
+    for data in sets:
+        base = data.partition("@")[0]
+        try:
+            images, _ = load_variant(data, **study.where)
+        except DataNotFound as error:
+            if data == sets[0]:
+                raise
+            _log.warning("%s: without %s: %s", study.recipe, data, error)
+            left_out.append(data)
+            continue
+        other = bases.setdefault(images.origin, base)
+        if other != base and images.origin != "sample":
+            raise DataError(
+                f"{study.recipe}: {other} and {base} would both be {images.origin}, no transfer at "
+                "all; put each set into a folder of its name"
+            )
+        found.append(data)
+    study.findings["left_out"] = left_out
+    return found
 
 
 def _short(data: str) -> str:

@@ -38,6 +38,9 @@ FRESH = 100
 BATCHES = 3_000_000
 """Seeds from here up draw the batches that bases are made with: tests draw others."""
 
+SNAPSHOTS = "snapshots"
+"""Folder of those that a basis is made of, until it is."""
+
 META_RATE = 0.01
 """Of meta-Adam, as published."""
 
@@ -213,6 +216,8 @@ def place(study: Study, network: str, data: str | None = None, seed: int = SAVED
         if not path.exists():
             study.say(f"{task.name}: training for the basis of start {seed}")
             _make_basis(task, seed, amounts, folder, path)
+        if (folder / SNAPSHOTS).exists():
+            shutil.rmtree(folder / SNAPSHOTS)
     basis = Subspace.load(path, task.device)
     spent = Key(
         recipe=study.recipe, scale=study.scale.name, purpose="spent", task=task.name,
@@ -256,7 +261,7 @@ def _make_basis(task: Task, seed: int, amounts: Depth, folder: Path, path: Path)
     begun, begun_cores = time.perf_counter(), time.process_time()
     copies = Copies(task, [seed])
     copies.generators[0].manual_seed(BATCHES + seed)
-    snapshots = folder / "snapshots"
+    snapshots = folder / SNAPSHOTS
     state = snapshots / "state.safetensors"
     done, spent, cores = 0, 0.0, 0.0
     if state.exists():
@@ -291,7 +296,6 @@ def _make_basis(task: Task, seed: int, amounts: Depth, folder: Path, path: Path)
     }  # fmt: skip
     basis = replace(basis, info={**basis.info, **told})
     basis.save(path)
-    shutil.rmtree(snapshots)
 
 
 def _snapshot(folder: Path, copies: Copies, number: int) -> None:
