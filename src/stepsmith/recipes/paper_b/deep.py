@@ -364,6 +364,7 @@ def contest(
     protocol: str = "as-published",
     *,
     epochs: int | None = None,
+    copies: int | None = None,
 ) -> Contest:
     """A contest of the scale's length or of other epochs, its records the study's.
 
@@ -373,13 +374,13 @@ def contest(
         task: the whole task, for the length of an epoch.
         protocol: `as-published` where all begins from one saved start, `corrected` where starts
             and bases are fresh.
-        epochs: by default the scale's.
+        epochs, copies: by default the scale's.
     """
     amounts = depth(study)
     length = _length(amounts, task, epochs)
     key = Key(recipe=study.recipe, scale=study.scale.name, protocol=protocol)
     return Contest(
         name, length, range(amounts.seeds), key, study.records, study.cache / "deep",
-        copies=amounts.copies, rungs=amounts.rungs, say=study.say,
+        copies=copies or amounts.copies, rungs=amounts.rungs, say=study.say,
         timing_rounds=amounts.timing_rounds if protocol == "as-published" else 0,
     )  # fmt: skip

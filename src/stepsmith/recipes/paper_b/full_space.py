@@ -108,7 +108,9 @@ def _with_the_basis(
     gets these steps as well."""
     amounts = depth(study)
     epochs = amounts.epochs + amounts.basis_epochs
-    held = contest(study, f"{shorter.name}, {epochs} epochs", here.task, epochs=epochs)
+    name = f"{shorter.name}, {epochs} epochs"
+    # One at a time: these are long, and what is interrupted loses as many as run at once.
+    held = contest(study, name, here.task, epochs=epochs, copies=1)
     for label, trained in rules.items():
         held.rule(label, here.full, trained)
     held.baseline(LONGER, here.full, FULL_SPACE[LONGER])
