@@ -312,7 +312,7 @@ def learn(
     study: Study,
     label: str,
     tasks: Task | Sequence[Task],
-    rule: Rule | None = None,
+    rule: Rule | TrainedRule | None = None,
     *,
     unroll: int | None = None,
     episode: int | None = None,
@@ -325,7 +325,7 @@ def learn(
         study: says how much.
         label: of the rule.
         tasks: where: a place's subspace, say.
-        rule: fresh; `sl2o_rule` by default.
+        rule: fresh, or one to go on from; `sl2o_rule` by default.
         unroll, episode: steps of a window and of an episode, by default the scale's.
         budget: inner steps, by default the scale's episodes of the scale's length.
         changes: to the configuration of `meta_train`.

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 
 from stepsmith.evaluate.epochs import Contest
-from stepsmith.hub import TrainedRule
+from stepsmith.hub import TrainedRule, load
 from stepsmith.machine import peak_memory, start_peak
 from stepsmith.meta import MetaTrainConfig
 from stepsmith.meta.trainer import Run
@@ -37,16 +37,21 @@ from stepsmith.recipes.paper_b.deep import (
     place,
 )
 from stepsmith.recipes.study import Study
-from stepsmith.rules import Rule, make_rule, rnnprop
+from stepsmith.rules import Rule, rnnprop
 from stepsmith.tasks import ModuleTask, Task
 from stepsmith.tasks.networks import get_network
 from stepsmith.unroll import Copies, RuleStepper, TorchStepper, roll
 
-RULES: dict[str, Rule] = {
-    "SL2O's rule, all parameters": rnnprop(step_scale=0.01),
-    "relative units, all parameters": make_rule("joined"),
+BUNDLED = "general-warmed"
+AS_IT_IS = f"{BUNDLED}, all parameters"
+"""This library's bundled rule, which has seen neither the network nor its data."""
+RULES: dict[str, tuple[Callable[[], Rule | TrainedRule], str]] = {
+    "SL2O's rule, all parameters": (partial(rnnprop, step_scale=0.01), "window"),
+    f"{BUNDLED}, meta-trained on": (partial(load, BUNDLED), "episode"),
 }
-"""The rule of the supplement with steps that suit single weights, and this library's own."""
+"""What is meta-trained, and in windows of which of `Depth`'s lengths: the rule of the supplement,
+with steps that suit single weights, from nothing, which takes many updates; and the bundled one,
+which takes few, of whole episodes: shorter ones teach it steps that the next few make up for."""
 
 NETWORKS = {"full": ("resnet20", "resnet18"), "small": ("resnet20",), "quick": ("resnet8",)}
 """Whose parameters are all trained, by scale."""
@@ -82,16 +87,17 @@ def _network(study: Study, name: str) -> None:
     # A test's steps on a tenth of the images would be kept for learning these by heart.
     rules = {
         label: learn(
-            study, f"full-space-{name}-{number + 1}", here.task, rule, unroll=amounts.window,
-            samples=SAMPLES, validation_split="meta_train",
+            study, f"full-space-{name}-{number + 1}", here.task, start(),
+            unroll=getattr(amounts, window), samples=SAMPLES, validation_split="meta_train",
         )
-        for number, (label, rule) in enumerate(RULES.items())
+        for number, (label, (start, window)) in enumerate(RULES.items())
     }  # fmt: skip
-    published, corrected = contests(study, name, here, fresh, within, rules, full_space=FULL_SPACE)
+    whole = {**rules, AS_IT_IS: load(BUNDLED)}
+    published, corrected = contests(study, name, here, fresh, within, whole, full_space=FULL_SPACE)
     for protocol in (published.key.protocol, corrected.key.protocol):
         about = (study.records, name, protocol)
         study.findings.setdefault("against_sl2o", []).extend(
-            speed(*about, label, within) for label in RULES
+            speed(*about, label, within) for label in whole
         )
     add_clock(study, published, here)
     _with_the_basis(study, published, here, within, rules)
@@ -178,7 +184,7 @@ def _random_task(network: str, batch: int, device: str) -> Task:
 
 
 def _rule() -> TrainedRule:
-    rule = next(iter(RULES.values()))
+    rule = rnnprop(step_scale=0.01)
     return TrainedRule(rule, rule.init(torch.Generator().manual_seed(0)), {})
 
 
