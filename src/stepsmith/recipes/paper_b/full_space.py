@@ -47,7 +47,7 @@ AS_IT_IS = f"{BUNDLED}, all parameters"
 """This library's bundled rule, which has seen neither the network nor its data."""
 RULES: dict[str, tuple[Callable[[], Rule | TrainedRule], str]] = {
     "SL2O's rule, all parameters": (partial(rnnprop, step_scale=0.01), "window"),
-    f"{BUNDLED}, meta-trained on": (partial(load, BUNDLED), "episode"),
+    f"{BUNDLED}, meta-trained further": (partial(load, BUNDLED), "episode"),
 }
 """What is meta-trained, and in windows of which of `Depth`'s lengths: the rule of the supplement,
 with steps that suit single weights, from nothing, which takes many updates; and the bundled one,
