@@ -21,13 +21,15 @@ from stepsmith import load
 from stepsmith.recipes.paper_b.deep import depth, learn
 from stepsmith.recipes.paper_b.full_space import SAMPLES
 from stepsmith.recipes.study import SMALL, Study
-from stepsmith.rules import make_rule, rnnprop
+from stepsmith.rules import LEARNED, make_rule
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("network")
-    parser.add_argument("rule", help="joined, rnnprop, or what to go on from: bundled, or a file")
+    parser.add_argument(
+        "rule", help="fresh: joined, rnnprop; or what to go on from: bundled, or a file"
+    )
     parser.add_argument("--step-scale", type=float, help="of a fresh rule")
     parser.add_argument("--window", type=int, help="by default the episode")
     parser.add_argument("--horizon", type=int, default=1000, help="of an episode")
@@ -38,9 +40,8 @@ def main() -> None:
     parser.add_argument("--data-dir")
     chosen = parser.parse_args()
     torch.set_num_threads(1)
-    fresh = {"joined": make_rule, "rnnprop": lambda _, **scale: rnnprop(**scale)}
     scale = {} if chosen.step_scale is None else {"step_scale": chosen.step_scale}
-    start = fresh[chosen.rule](chosen.rule, **scale) if chosen.rule in fresh else load(chosen.rule)
+    start = make_rule(chosen.rule, **scale) if chosen.rule in LEARNED else load(chosen.rule)
     with tempfile.TemporaryDirectory() as cache:
         study = Study("try", SMALL, Path(cache), data_dir=chosen.data_dir)
         amounts = depth(study)

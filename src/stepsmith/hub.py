@@ -104,9 +104,7 @@ def save(trained: TrainedRule, path: str | Path) -> Path:
         CheckpointError: the disk refuses.
         TypeError: the manifest holds something that JSON does not know.
     """
-    path = Path(path)
-    if not path.suffix:
-        path = path.with_suffix(".safetensors")
+    path = store.suffixed(path)
     manifest = {
         "licence": "Apache-2.0",
         "version": __version__,

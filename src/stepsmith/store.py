@@ -78,6 +78,12 @@ def _sha256(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
+def suffixed(path: str | Path) -> Path:
+    """The file that something is saved in: `.safetensors` is added where there is no suffix."""
+    path = Path(path)
+    return path if path.suffix else path.with_suffix(".safetensors")
+
+
 def write(path: Path, tensors: Mapping[str, Tensor], manifest: Mapping[str, Any]) -> None:
     """Write tensors and a manifest as one safetensors file, atomically.
 

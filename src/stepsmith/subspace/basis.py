@@ -242,7 +242,7 @@ class Subspace:
             CheckpointError: the disk refuses.
         """
         require_stored("Subspace.save", dtype)
-        path = _suffixed(path)
+        path = store.suffixed(path)
         manifest = {
             "kind": "subspace", "version": __version__, "info": self.info,
             "layout": {
@@ -265,7 +265,8 @@ class Subspace:
             CheckpointError: missing, damaged, or no subspace.
         """
         given = Path(path)
-        tensors, manifest = store.read(given if given.is_file() else _suffixed(given), "subspace")
+        path = given if given.is_file() else store.suffixed(given)
+        tensors, manifest = store.read(path, "subspace")
         try:
             told = manifest["layout"]
             layout = TypedLayout(
@@ -297,11 +298,6 @@ def require_stored(owner: str, dtype: torch.dtype | None) -> None:
         raise ValueError(
             f"{owner}: dtype must be one of {', '.join(map(str, STORED))}, got {dtype}"
         )
-
-
-def _suffixed(path: str | Path) -> Path:
-    path = Path(path)
-    return path if path.suffix else path.with_suffix(".safetensors")
 
 
 def require_counts(owner: str, **counts: int) -> None:

@@ -42,16 +42,18 @@ from stepsmith.tasks import ModuleTask, Task
 from stepsmith.tasks.networks import get_network
 from stepsmith.unroll import Copies, RuleStepper, TorchStepper, roll
 
+_SL2O_RULE = partial(rnnprop, step_scale=0.01)
+"""The rule of the supplement, with steps that suit single weights."""
 BUNDLED = "general-warmed"
 AS_IT_IS = f"{BUNDLED}, all parameters"
 """This library's bundled rule, which has seen neither the network nor its data."""
 RULES: dict[str, tuple[Callable[[], Rule | TrainedRule], str]] = {
-    "SL2O's rule, all parameters": (partial(rnnprop, step_scale=0.01), "window"),
+    "SL2O's rule, all parameters": (_SL2O_RULE, "window"),
     f"{BUNDLED}, meta-trained further": (partial(load, BUNDLED), "episode"),
 }
-"""What is meta-trained, and in windows of which of `Depth`'s lengths: the rule of the supplement,
-with steps that suit single weights, from nothing, which takes many updates; and the bundled one,
-which takes few, of whole episodes: shorter ones teach it steps that the next few make up for."""
+"""What is meta-trained, and in windows of which of `Depth`'s lengths: the rule of the supplement
+from nothing, which takes many updates; and the bundled one, which takes few, of whole episodes:
+shorter ones teach it steps that the next few make up for."""
 
 NETWORKS = {"full": ("resnet20", "resnet18"), "small": ("resnet20",), "quick": ("resnet8",)}
 """Whose parameters are all trained, by scale."""
@@ -184,7 +186,7 @@ def _random_task(network: str, batch: int, device: str) -> Task:
 
 
 def _rule() -> TrainedRule:
-    rule = rnnprop(step_scale=0.01)
+    rule = _SL2O_RULE()
     return TrainedRule(rule, rule.init(torch.Generator().manual_seed(0)), {})
 
 
