@@ -258,6 +258,14 @@ def test_a_longer_training_is_held_against_the_end_of_a_shorter_one():
     assert outlasting(shorter, "sub", shorter, "fast", 0.0)["met"] is None
 
 
+def test_an_optimizer_may_have_been_timed_under_another_name():
+    contest = Contest("net", Length(1, 100), [0, 1], Key(), contest_records())
+    own = outlasting(contest, "sub", contest, "slow", 0.0)
+    other = outlasting(contest, "sub", contest, "slow", 0.0, timed_as="fast")
+    assert (own["with_all"], other["with_all"]) == (200, 700)
+    assert own["final_loss"] == other["final_loss"]
+
+
 def test_speed_is_held_against_the_best_of_the_baselines_named():
     found = speed(contest_records(), "net", "corrected", "fast", ["slow", "sub"])
     assert found["against"] == "slow"

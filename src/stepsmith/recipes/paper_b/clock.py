@@ -82,17 +82,24 @@ def speed(
 
 
 def outlasting(
-    longer: Contest, optimizer: str, shorter: Contest, other: str, basis_seconds: float
+    longer: Contest,
+    optimizer: str,
+    shorter: Contest,
+    other: str,
+    basis_seconds: float,
+    *,
+    timed_as: str | None = None,
 ) -> dict[str, Any]:
     """How a longer training ends beside another optimizer's shorter one, whose preparation took the
     difference.
 
     Args:
         longer: the contest of the longer training.
-        optimizer: there, and in the shorter one, where steps were timed.
+        optimizer: there.
         shorter: the other contest, under the same protocol and of the same seeds.
         other: optimizer there.
         basis_seconds: of the preparation.
+        timed_as: its name in the shorter contest, where steps were timed; by default the same.
 
     Returns:
         Steps of both; final losses (means over seeds of each run's last tenth), their ratio and
@@ -108,7 +115,7 @@ def outlasting(
     finals_S, targets_S = score(own_ST, "final"), score(other_ST, "final")
     target = float(targets_S.mean())
     points_S = _points(records, found, base)
-    own, own_all = _whole_seconds(shorter, optimizer, longer.length.total, 0.0)
+    own, own_all = _whole_seconds(shorter, timed_as or optimizer, longer.length.total, 0.0)
     that, that_all = _whole_seconds(shorter, other, shorter.length.total, basis_seconds)
     return {
         "task": longer.name, "protocol": protocol, "optimizer": optimizer,

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from stepsmith.evaluate.epochs import Contest
+from stepsmith.evaluate.epochs import CONSTANT, Contest
 from stepsmith.hub import TrainedRule, load
 from stepsmith.machine import peak_memory, start_peak
 from stepsmith.meta import MetaTrainConfig
@@ -27,6 +27,7 @@ from stepsmith.recipes.paper_b.comparisons import (
     of_episodes,
 )
 from stepsmith.recipes.paper_b.deep import (
+    COSINE,
     FULL_SPACE,
     Place,
     contest,
@@ -113,19 +114,22 @@ def _with_the_basis(
     rules: Mapping[str, TrainedRule],
 ) -> None:
     """SL2O begins from a start of which a whole training is known: its basis. Here the whole space
-    gets these steps as well."""
+    gets these steps as well, the rules by themselves and under the baseline's schedule."""
     amounts = depth(study)
     epochs = amounts.epochs + amounts.basis_epochs
     name = f"{shorter.name}, {epochs} epochs"
     # One at a time: these are long, and what is interrupted loses as many as run at once.
     held = contest(study, name, here.task, epochs=epochs, copies=1)
+    timed = {LONGER: LONGER}
     for label, trained in rules.items():
-        held.rule(label, here.full, trained)
+        for entrant, schedule in ((label, CONSTANT), (f"{label}, cosine", COSINE)):
+            held.rule(entrant, here.full, trained, schedule=schedule)
+            timed[entrant] = label
     held.baseline(LONGER, here.full, FULL_SPACE[LONGER])
     basis = basis_seconds(shorter, here)
     study.findings.setdefault("against_sl2o_and_its_basis", []).extend(
-        outlasting(held, label, shorter, other, basis)
-        for label in (*rules, LONGER)
+        outlasting(held, entrant, shorter, other, basis, timed_as=timed_as)
+        for entrant, timed_as in timed.items()
         for other in within
     )
 
