@@ -3,8 +3,9 @@
     python scripts/make_tables.py [--check]
 
 A line `<!-- table: RECIPE -->` is followed by the table of losses of that recipe's largest scale
-there is and by those of its findings, up to `<!-- end -->`. With --check nothing is written, and
-the exit code says whether it would change.
+there is and by those of its findings, up to `<!-- end -->`; a line `<!-- hours: SCALE RECIPES -->`
+by what these took together. With --check nothing is written, and the exit code says whether it
+would change.
 """
 
 from __future__ import annotations
@@ -13,9 +14,12 @@ import argparse
 import html
 import json
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from stepsmith.evaluate import Records
+from stepsmith.recipes import core_hours
 from stepsmith.report.findings import FindingsTable, findings_tables
 from stepsmith.report.verdict import ratio_text
 
@@ -48,14 +52,43 @@ def main() -> None:
     for page in PAGES:
         before = page.read_text()
         after = re.sub(
-            r"(<!-- table: (\S+) -->\n).*?(<!-- end -->)",
-            lambda found: f"{found[1]}{table(found[2])}\n{found[3]}", before, flags=re.DOTALL,
-        )  # fmt: skip
+            r"(<!-- (table|hours): (.+?) -->\n).*?(<!-- end -->)", _filled, before, flags=re.DOTALL
+        )
         stale |= after != before
         if not chosen.check:
             page.write_text(after)
     if chosen.check:
         raise SystemExit(int(stale))
+
+
+def _filled(found: re.Match[str]) -> str:
+    kind, (first, *others) = found[2], found[3].split()
+    text = table(first) if kind == "table" else hours(first, others)
+    return f"{found[1]}{text}\n{found[4]}"
+
+
+def hours(scale: str, recipes: Sequence[str], results: Path = ROOT / "results") -> str:
+    """A line of what recipes took together: what they share was done once, and counts once."""
+    run = [name for name in recipes if (results / name / scale / "records.parquet").exists()]
+    found = [Records.load(results / name / scale / "records.parquet") for name in run]
+    spent = {
+        block.values.tobytes(): block
+        for records in found
+        for block in records.select("core_seconds")
+    }
+    learned = [
+        block
+        for records in found
+        for metric in ("meta_training_core_seconds", "parent_core_seconds")
+        for block in records.select(metric)
+    ]
+    together = core_hours(Records([*spent.values(), *learned]))
+    left = [name for name in recipes if name not in run]
+    return (
+        f"{len(run)} recipes in all: {together['comparisons']:.1f} core-hours of bases, tuning and "
+        f"tests, {together['meta_training']:.1f} of meta-training."
+        + (f" Not yet run: {', '.join(left)}." if left else "")
+    )
 
 
 def table(recipe: str, results: Path = ROOT / "results") -> str:

@@ -152,3 +152,19 @@ def test_findings_stand_for_the_losses_of_very_many_rules(make_tables, tmp_path)
     text = make_tables.table("a15-techniques", tmp_path)
     assert "mine" not in text
     assert "| plain | 1 |" in text
+
+
+def test_hours_of_several_recipes_count_what_they_share_once(make_tables, tmp_path):
+    for recipe, own in (("b1", 3600.0), ("b2", 1800.0)):
+        records = Records()
+        for optimizer, seconds in (("sgd", 7200.0), ("adam", own)):
+            key = Key(recipe=recipe, purpose="spent", optimizer=optimizer)
+            records.add(key, "core_seconds", [seconds], seeds=[0], steps=[0])
+        meta = Key(recipe=recipe, purpose="meta", checkpoint="the same")
+        records.add(meta, "meta_training_core_seconds", [5400.0], seeds=[0], steps=[0])
+        (tmp_path / recipe / "small").mkdir(parents=True)
+        records.save(tmp_path / recipe / "small" / "records.parquet")
+    assert make_tables.hours("small", ["b1", "b2", "b3"], tmp_path) == (
+        "2 recipes in all: 3.5 core-hours of bases, tuning and tests, 1.5 of meta-training. "
+        "Not yet run: b3."
+    )
