@@ -48,9 +48,11 @@ _SL2O_RULE = partial(rnnprop, step_scale=0.01)
 BUNDLED = "general-warmed"
 AS_IT_IS = f"{BUNDLED}, all parameters"
 """This library's bundled rule, which has seen neither the network nor its data."""
+FROM_NOTHING = "SL2O's rule, all parameters"
+FURTHER = f"{BUNDLED}, meta-trained further"
 RULES: dict[str, tuple[Callable[[], Rule | TrainedRule], str]] = {
-    "SL2O's rule, all parameters": (_SL2O_RULE, "window"),
-    f"{BUNDLED}, meta-trained further": (partial(load, BUNDLED), "episode"),
+    FROM_NOTHING: (_SL2O_RULE, "window"),
+    FURTHER: (partial(load, BUNDLED), "episode"),
 }
 """What is meta-trained, and in windows of which of `Depth`'s lengths: the rule of the supplement
 from nothing, which takes many updates; and the bundled one, which takes few, of whole episodes:
@@ -60,16 +62,19 @@ NETWORKS = {"full": ("resnet20", "resnet18"), "small": ("resnet20",), "quick": (
 """Whose parameters are all trained, by scale."""
 SAMPLES = 400_000
 """Coordinate-steps replayed a window."""
-MEASURED = {"full": ("resnet20", "resnet18"), "small": ("resnet20", "resnet18"),
-            "quick": ("resnet8",)}  # fmt: skip
-"""Whose memory is measured, by scale."""
+MEASURED = {
+    "full": {"resnet20": tuple(RULES), "resnet18": tuple(RULES)},
+    "small": {"resnet20": tuple(RULES), "resnet18": (FROM_NOTHING,)},
+    "quick": {"resnet8": tuple(RULES)},
+}
+"""Of which rules on which networks memory is measured, by scale."""
 IMAGE, CLASSES = (3, 32, 32), 10
 """Of the images that memory is measured on."""
 WARM_UP = "resnet8"
 LONGER = "adamw, cosine"
 """Baseline of the whole space that is tuned once more where the steps of a basis count."""
 STEPS = 100
-"""Inner steps over which memory is measured, in two windows."""
+"""Over which the memory of training and of deployment is measured: no more of them change it."""
 
 
 def all_parameters(study: Study) -> None:
@@ -78,7 +83,11 @@ def all_parameters(study: Study) -> None:
     meta-training them."""
     for name in NETWORKS[study.scale.name]:
         _network(study, name)
-    study.findings["memory"] = [memory(study, name) for name in MEASURED[study.scale.name]]
+    study.findings["memory"] = [
+        memory(study, name, label)
+        for name, labels in MEASURED[study.scale.name].items()
+        for label in labels
+    ]
 
 
 def _network(study: Study, name: str) -> None:
@@ -134,46 +143,51 @@ def _with_the_basis(
     )
 
 
-def memory(study: Study, network: str) -> dict[str, Any]:
+def memory(study: Study, network: str, label: str) -> dict[str, Any]:
     """Peak memory of deploying and of meta-training a rule on a network, in processes of their own.
 
     Args:
         study: says how much.
         network: which.
+        label: of one of `RULES`, which says the window too.
 
     Returns:
         Bytes above those of a process that has the network and its data but no optimizee yet: of
         `training` by SGD (an optimizee, its gradient and what the pass through it needs), of
-        `deployment` of the rule, and of `meta_training`, validation included; its ratio to
-        deployment, and inner steps a second. On a GPU, bytes allocated there.
+        `deployment` of the rule, and of `meta_training`, a validation and two windows; its ratio to
+        deployment, and inner steps a second of the second window. On a GPU, bytes allocated there.
     """
-    study.say(f"{network}: memory of meta-training")
+    study.say(f"{network}: memory of {label}")
     amounts = depth(study)
-    steps = STEPS if study.scale.name != "quick" else 2 * amounts.unroll
-    given = (network, amounts.batch, study.device, steps)
-    trained, _ = _alone(_train, *given)
-    deployed, _ = _alone(_deploy, *given)
-    learned, rate = _alone(_meta_train, *given)
+    window = getattr(amounts, RULES[label][1])
+    given = (network, amounts.batch, study.device, label)
+    trained, _ = _alone(_train, *given, STEPS)
+    deployed, _ = _alone(_deploy, *given, STEPS)
+    learned, rate = _alone(_meta_train, *given, window)
     return {
-        "network": network, "batch": amounts.batch, "inner_steps": steps, "training": trained,
-        "deployment": deployed, "meta_training": learned, "ratio": learned / deployed,
-        "inner_steps_per_second": rate,
+        "network": network, "rule": label, "batch": amounts.batch, "window": window,
+        "training": trained, "deployment": deployed, "meta_training": learned,
+        "ratio": learned / deployed, "inner_steps_per_second": rate,
     }  # fmt: skip
 
 
-def _alone(measure: Callable[[Task, int], float | None], *given: Any) -> tuple[int, float | None]:
+_Measured = Callable[[Task, str, int], float | None]
+
+
+def _alone(measure: _Measured, *given: Any) -> tuple[int, float | None]:
     """In a fresh process, whose peak is nobody else's: bytes, and what `measure` returns."""
     with multiprocessing.get_context("spawn").Pool(1) as pool:
         return pool.apply(_measured, (measure, *given))
 
 
 def _measured(
-    measure: Callable[[Task, int], float | None], network: str, batch: int, device: str, steps: int
+    measure: _Measured, network: str, batch: int, device: str, label: str, steps: int
 ) -> tuple[int, float | None]:
-    measure(_random_task(WARM_UP, batch, device), 4)  # what is loaded or compiled once is not of it
+    # What is loaded or compiled once is not of it.
+    measure(_random_task(WARM_UP, batch, device), label, 2)
     task = _random_task(network, batch, device)
     before = start_peak(task.device)
-    told = measure(task, steps)
+    told = measure(task, label, steps)
     return peak_memory(task.device) - before, told
 
 
@@ -189,32 +203,34 @@ def _random_task(network: str, batch: int, device: str) -> Task:
     )  # fmt: skip
 
 
-def _rule() -> TrainedRule:
-    rule = _SL2O_RULE()
+def _rule(label: str) -> TrainedRule:
+    rule = RULES[label][0]()
+    if isinstance(rule, TrainedRule):
+        return rule
     return TrainedRule(rule, rule.init(torch.Generator().manual_seed(0)), {})
 
 
-def _train(task: Task, steps: int) -> None:
+def _train(task: Task, label: str, steps: int) -> None:
     copies = Copies(task, [0])
     sgd = partial(torch.optim.SGD, lr=0.01)
     roll(copies, TorchStepper(sgd, copies.theta, copies.layout), steps)
 
 
-def _deploy(task: Task, steps: int) -> None:
-    copies, trained = Copies(task, [0]), _rule()
+def _deploy(task: Task, label: str, steps: int) -> None:
+    copies, trained = Copies(task, [0]), _rule(label)
     roll(copies, RuleStepper(trained.rule, trained.weights, copies.theta, copies.layout), steps)
 
 
-def _meta_train(task: Task, steps: int) -> float:
+def _meta_train(task: Task, label: str, window: int) -> float:
     config = MetaTrainConfig(
-        steps=steps, horizon=steps // 2, copies=1, samples=SAMPLES, validation_copies=1
+        steps=2 * window, horizon=window, copies=1, samples=SAMPLES, validation_copies=1
     )
-    run = Run([task], _rule(), config)
+    run = Run([task], _rule(label), config)
     run.validate()
     run.window()
     begun = time.perf_counter()
     run.window()
-    return steps / 2 / (time.perf_counter() - begun)
+    return window / (time.perf_counter() - begun)
 
 
 RECIPES = (
