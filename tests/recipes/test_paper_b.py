@@ -374,7 +374,7 @@ def test_claims_are_counted_by_seeds():
 
 @pytest.mark.parametrize("label", RULES)
 def test_the_memory_of_meta_training_is_that_of_deployment(study, label):
-    found = memory(study, "resnet8", label)
+    [found] = memory(study, "resnet8", [label])
     assert 0 < found["training"] < 2 * found["deployment"]
     assert 0.8 < found["ratio"] < 3  # a few steps replay a large share of the coordinates
     assert found["inner_steps_per_second"] > 0
@@ -382,6 +382,6 @@ def test_the_memory_of_meta_training_is_that_of_deployment(study, label):
 
 @pytest.mark.slow
 def test_all_of_resnet20_is_meta_trained_in_the_memory_of_deployment(tmp_path):
-    found = memory(Study("test", SMALL, tmp_path), "resnet20", FROM_NOTHING)
+    [found] = memory(Study("test", SMALL, tmp_path), "resnet20", [FROM_NOTHING])
     assert found["training"] < found["deployment"]
     assert 0.8 < found["ratio"] < 1.3

@@ -49,10 +49,9 @@ BUNDLED = "general-warmed"
 AS_IT_IS = f"{BUNDLED}, all parameters"
 """This library's bundled rule, which has seen neither the network nor its data."""
 FROM_NOTHING = "SL2O's rule, all parameters"
-FURTHER = f"{BUNDLED}, meta-trained further"
 RULES: dict[str, tuple[Callable[[], Rule | TrainedRule], str]] = {
     FROM_NOTHING: (_SL2O_RULE, "window"),
-    FURTHER: (partial(load, BUNDLED), "episode"),
+    f"{BUNDLED}, meta-trained further": (partial(load, BUNDLED), "episode"),
 }
 """What is meta-trained, and in windows of which of `Depth`'s lengths: the rule of the supplement
 from nothing, which takes many updates; and the bundled one, which takes few, of whole episodes:
@@ -84,9 +83,9 @@ def all_parameters(study: Study) -> None:
     for name in NETWORKS[study.scale.name]:
         _network(study, name)
     study.findings["memory"] = [
-        memory(study, name, label)
+        row
         for name, labels in MEASURED[study.scale.name].items()
-        for label in labels
+        for row in memory(study, name, labels)
     ]
 
 
@@ -143,51 +142,52 @@ def _with_the_basis(
     )
 
 
-def memory(study: Study, network: str, label: str) -> dict[str, Any]:
-    """Peak memory of deploying and of meta-training a rule on a network, in processes of their own.
+def memory(study: Study, network: str, labels: Iterable[str]) -> list[dict[str, Any]]:
+    """Peak memory of deploying and of meta-training rules on a network, in processes of their own.
 
     Args:
         study: says how much.
         network: which.
-        label: of one of `RULES`, which says the window too.
+        labels: of some of `RULES`, which say the windows too.
 
     Returns:
-        Bytes above those of a process that has the network and its data but no optimizee yet: of
-        `training` by SGD (an optimizee, its gradient and what the pass through it needs), of
-        `deployment` of the rule, and of `meta_training`, a validation and two windows; its ratio to
-        deployment, and inner steps a second of the second window. On a GPU, bytes allocated there.
+        Of each rule, bytes above those of a process that has the network and its data but no
+        optimizee yet: of `training` by SGD (an optimizee, its gradient and what the pass through it
+        needs), of `deployment` of the rule, and of `meta_training`, a validation and two windows;
+        its ratio to deployment, and inner steps a second of the second window. On a GPU, bytes
+        allocated there.
     """
-    study.say(f"{network}: memory of {label}")
     amounts = depth(study)
-    window = getattr(amounts, RULES[label][1])
-    given = (network, amounts.batch, study.device, label)
+    given = (network, amounts.batch, study.device)
+    study.say(f"{network}: memory of SGD")
     trained, _ = _alone(_train, *given, STEPS)
-    deployed, _ = _alone(_deploy, *given, STEPS)
-    learned, rate = _alone(_meta_train, *given, window)
-    return {
-        "network": network, "rule": label, "batch": amounts.batch, "window": window,
-        "training": trained, "deployment": deployed, "meta_training": learned,
-        "ratio": learned / deployed, "inner_steps_per_second": rate,
-    }  # fmt: skip
+    rows = []
+    for label in labels:
+        study.say(f"{network}: memory of {label}")
+        window = getattr(amounts, RULES[label][1])
+        deployed, _ = _alone(partial(_deploy, label), *given, STEPS)
+        learned, rate = _alone(partial(_meta_train, label), *given, window)
+        rows.append({
+            "network": network, "rule": label, "batch": amounts.batch, "window": window,
+            "training": trained, "deployment": deployed, "meta_training": learned,
+            "ratio": learned / deployed, "inner_steps_per_second": rate,
+        })  # fmt: skip
+    return rows
 
 
-_Measured = Callable[[Task, str, int], float | None]
-
-
-def _alone(measure: _Measured, *given: Any) -> tuple[int, float | None]:
+def _alone(measure: Callable[[Task, int], float | None], *given: Any) -> tuple[int, float | None]:
     """In a fresh process, whose peak is nobody else's: bytes, and what `measure` returns."""
     with multiprocessing.get_context("spawn").Pool(1) as pool:
         return pool.apply(_measured, (measure, *given))
 
 
 def _measured(
-    measure: _Measured, network: str, batch: int, device: str, label: str, steps: int
+    measure: Callable[[Task, int], float | None], network: str, batch: int, device: str, steps: int
 ) -> tuple[int, float | None]:
-    # What is loaded or compiled once is not of it.
-    measure(_random_task(WARM_UP, batch, device), label, 2)
+    measure(_random_task(WARM_UP, batch, device), 2)  # what is loaded or compiled once is not of it
     task = _random_task(network, batch, device)
     before = start_peak(task.device)
-    told = measure(task, label, steps)
+    told = measure(task, steps)
     return peak_memory(task.device) - before, told
 
 
@@ -210,18 +210,18 @@ def _rule(label: str) -> TrainedRule:
     return TrainedRule(rule, rule.init(torch.Generator().manual_seed(0)), {})
 
 
-def _train(task: Task, label: str, steps: int) -> None:
+def _train(task: Task, steps: int) -> None:
     copies = Copies(task, [0])
     sgd = partial(torch.optim.SGD, lr=0.01)
     roll(copies, TorchStepper(sgd, copies.theta, copies.layout), steps)
 
 
-def _deploy(task: Task, label: str, steps: int) -> None:
+def _deploy(label: str, task: Task, steps: int) -> None:
     copies, trained = Copies(task, [0]), _rule(label)
     roll(copies, RuleStepper(trained.rule, trained.weights, copies.theta, copies.layout), steps)
 
 
-def _meta_train(task: Task, label: str, window: int) -> float:
+def _meta_train(label: str, task: Task, window: int) -> float:
     config = MetaTrainConfig(
         steps=2 * window, horizon=window, copies=1, samples=SAMPLES, validation_copies=1
     )
