@@ -1,49 +1,48 @@
 """SL2O on ResNet-20 and CIFAR-10 at the paper's batch and basis, as far as minutes of a GPU go.
 
-    python -m benchmarks.paper_length FOLDER make LABEL@EPOCHS ...
+    python -m benchmarks.paper_length FOLDER make LABEL[=RATE]@EPOCHS ...
     python -m benchmarks.paper_length FOLDER report
 
 What recipe `b2-resnet20` does at its full scale, reduced to what the paper did: one seed, from the
-saved start, every baseline at one rate (table 1's; AdamW's own default), nothing tuned; and to half
-of the paper's meta-training. A rule without a schedule makes the same first steps whatever the
-length, so its shorter training can be held against the first epochs of any other.
+saved start, baselines at the rates that are named (else table 1's; AdamW's own default), nothing
+tuned. Rules run by themselves or, called `LABEL, cosine`, under a cosine. A rule without a schedule
+makes the same first steps whatever the length, so its training can be held against the first epochs
+of any other; those of `SOONER` are told beside its own.
 
 Trainings are kept in FOLDER as recipes keep theirs, so that several processes can share them out,
 and made again at no cost; `report` gathers those that are there. On an H100 a step takes 3.6 ms
-where one process trains alone, and took some 8 ms each where three shared it: basis,
-meta-training and 30 epochs of SL2O should take 200 seconds alone. Data: the smaller JPEG copy of
-CIFAR-10, a folder `cifar10_jpeg` below STEPSMITH_DATA_DIR.
+where one process trains alone, and took some 8 ms each where three shared it. Data: the smaller
+JPEG copy of CIFAR-10, a folder `cifar10_jpeg` below STEPSMITH_DATA_DIR.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
+import re
 import time
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
 from benchmarks.common import report, row
 from stepsmith.evaluate import Records
-from stepsmith.evaluate.epochs import Contest
-from stepsmith.evaluate.statistics import (
-    final_accuracies,
-    first_reach,
-    last_tenth,
-    penalised,
-    score,
-)
+from stepsmith.evaluate.epochs import CONSTANT
+from stepsmith.evaluate.statistics import first_reach, last_tenth, penalised
+from stepsmith.hub import TrainedRule
 from stepsmith.machine import machine, versions
-from stepsmith.recipes.paper_b.comparisons import OWN, SL2O
+from stepsmith.recipes.paper_b.comparisons import OWN, SL2O, of_episodes
 from stepsmith.recipes.paper_b.deep import (
+    COSINE,
     FULL_SPACE,
     HALVED,
     SAVED,
     SUBSPACE,
+    Place,
     contest,
     depth,
     learn,
@@ -56,115 +55,164 @@ from stepsmith.tasks.started import StartedTask
 
 NETWORK = "resnet20"
 DATA = "cifar10_jpeg@crop@flip@standardised"
-RULES = (SL2O, OWN)
+SHORT = of_episodes(200)
+RULES = (SL2O, SHORT, OWN)
+UNDER_COSINE = {f"{label}, cosine": label for label in RULES}
 BASELINES = {**FULL_SPACE, **SUBSPACE, **HALVED}
-SHARE = 2
-"""The paper's episodes of meta-training, over those made here."""
+SOONER = 10
+"""Epochs after which a longer training of a rule is told of too."""
+
+
+class Training(NamedTuple):
+    """One optimizer's training, for so many epochs; of a baseline, at a rate."""
+
+    label: str
+    epochs: int
+    rate: float | None = None
+
+    @property
+    def name(self) -> str:
+        """In its records."""
+        return self.label if self.rate is None else f"{self.label} at {self.rate:g}"
+
+    @property
+    def contest(self) -> str:
+        """Those of as many epochs."""
+        return f"{NETWORK}, {self.epochs} epochs"
+
+    @property
+    def what(self) -> str:
+        """In a row."""
+        return f"{NETWORK}, {self.name}, {self.epochs} epochs"
+
+    @property
+    def file(self) -> str:
+        """Its file's name, without an ending."""
+        return re.sub(r"[^a-zA-Z0-9.]+", "-", f"{self.name}-{self.epochs}")
 
 
 def study_in(folder: Path) -> Study:
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    return Study("b2-resnet20", SCALES["full"], folder / "cache", say=print, device=device)
+    return Study("b2-resnet20", SCALES["full"], folder / "cache", say=say, device=device)
+
+
+def say(message: str) -> None:
+    print(f"{time.strftime('%X')} {message}", flush=True)
 
 
 def task_of(study: Study) -> Task:
     return study.task(f"{NETWORK}-{DATA}", batch_size=depth(study).batch)
 
 
-def held(study: Study, epochs: int) -> Contest:
-    named = contest(study, name_of(epochs), task_of(study), epochs=epochs)
-    return replace(named, seeds=range(1))
-
-
-def name_of(epochs: int) -> str:
-    return f"{NETWORK}, {epochs} epochs"
-
-
-def make(study: Study, contested: Contest, label: str) -> None:
-    """One optimizer's training, and what it needs first."""
+def make(study: Study, training: Training) -> None:
+    """A training, and what it needs first."""
+    label, task = training.label, task_of(study)
+    held = replace(contest(study, training.contest, task, epochs=training.epochs), seeds=range(1))
     if label in FULL_SPACE:  # the saved start; the basis made from there is not waited for
-        task = task_of(study)
-        start = task.init(torch.Generator().manual_seed(SAVED))
+        start = StartedTask(task, *task.init(torch.Generator().manual_seed(SAVED)))
         entry = FULL_SPACE[label]
-        contested.baseline(label, StartedTask(task, *start), entry, entry.centre)
+        held.baseline(training.name, start, entry, training.rate or entry.centre)
         return
     here = place(study, NETWORK, DATA)
-    if label == SL2O:
-        amounts = depth(study)
-        budget = amounts.episodes * amounts.episode // SHARE
-        trained = learn(study, f"sl2o-{NETWORK}", here.sub, budget=budget, validations=2)
-        contested.rule(label, here.sub, trained)
-    elif label == OWN:
-        contested.rule(label, here.sub, learn_own(study, NETWORK, here))
-    else:
+    if label in BASELINES:
         entry = BASELINES[label]
-        contested.baseline(label, here.sub, entry, entry.centre)
+        held.baseline(training.name, here.sub, entry, training.rate or entry.centre)
+    else:
+        trained = learned(study, UNDER_COSINE.get(label, label), here)
+        schedule = COSINE if label in UNDER_COSINE else CONSTANT
+        held.rule(label, here.sub, trained, schedule=schedule)
 
 
-def told(records: Records, label: str, epochs: int) -> dict[str, Any]:
+def learned(study: Study, label: str, here: Place) -> TrainedRule:
+    """A rule of `RULES`: the recipe's own, validated half as often."""
+    if label == OWN:
+        return learn_own(study, NETWORK, here)
+    amounts = depth(study)
+    episode = amounts.descent if label == SHORT else amounts.episode
+    return learn(study, f"sl2o-{NETWORK}-N{episode}", here.sub, episode=episode, validations=2)
+
+
+def told(records: Records, training: Training) -> dict[str, Any]:
     """Where a training ends: its rows, and the curve they are of."""
-    about = {"purpose": "test", "task": name_of(epochs), "optimizer": label}
+    about = {"purpose": "test", "task": training.contest, "optimizer": training.name}
     (block,) = records.select("train_loss", **about)
-    right = final_accuracies(records, block)
-    assert right is not None
-    what = f"{NETWORK}, {label}, {epochs} epochs"
-    losses_ST = penalised(block.values)
-    loss = float(score(losses_ST, "final").mean())
-    rows = [
-        row(f"{what}: training loss, last tenth", loss, "nats"),
-        row(f"{what}: test accuracy", 100 * float(right.mean()), "%"),
-    ]
-    curve = losses_ST.mean(0).astype(float).tolist()
-    return {"machine": machine(), "versions": versions(), "rows": rows, "curve": curve}
+    (tests,) = records.select("test_accuracy", **about)
+    curve, accuracies = penalised(block.values)[0], tests.values[0]
+    ends = {training.epochs}
+    if training.label in RULES:
+        ends |= {min(SOONER, training.epochs)}
+    rows = []
+    for epochs in sorted(ends):
+        steps = epochs * len(curve) // training.epochs
+        what = training.what if epochs == training.epochs else f"{training.what}, after {epochs}"
+        loss = curve[steps - last_tenth(steps) : steps].mean()
+        (right,) = accuracies[tests.steps == steps]
+        rows.append(row(f"{what}: training loss, last tenth", float(loss), "nats"))
+        rows.append(row(f"{what}: test accuracy", 100 * float(right), "%"))
+    return {
+        "machine": machine(), "versions": versions(), "what": training.what,
+        "learned": training.label not in BASELINES, "rows": rows, "curve": curve.tolist(),
+    }  # fmt: skip
 
 
 def gather(folder: Path) -> None:
     """All rows, and for each training of a rule in what share of a baseline's steps it comes down
     to the loss which that ends with, whatever their lengths."""
-    made = {path.stem: json.loads(path.read_text()) for path in sorted(folder.glob("made/*.json"))}
-    rows = [entry for one in made.values() for entry in one["rows"]]
-    for name, rule in made.items():
-        for other, base in made.items():
-            if name.partition("@")[0] in RULES and other.partition("@")[0] in BASELINES:
-                target = base["rows"][0]["value"]
-                width = last_tenth(len(base["curve"]))
-                steps, whole = (
-                    float(first_reach(np.array(one["curve"]), target, width))
-                    for one in (rule, base)
-                )
-                if np.isfinite(steps):
-                    against = base["rows"][0]["what"]
-                    what = f"{rule['rows'][0]['what']}: steps to the final loss of {other}"
-                    rows.append(row(what, steps, "steps", against, steps / whole))
-    first = next(iter(made.values()))
-    report("paper_length", rows, first["machine"], first["versions"])
+    made = [json.loads(path.read_text()) for path in sorted(folder.glob("made/*.json"))]
+    rows = [entry for one in made for entry in one["rows"]]
+    rules = [one for one in made if one["learned"]]
+    for base in (one for one in made if not one["learned"]):
+        end = base["rows"][0]
+        width = last_tenth(len(base["curve"]))
+        whole = float(first_reach(np.array(base["curve"]), end["value"], width))
+        own = row(f"{base['what']}: steps to its final loss", whole, "steps")
+        rows.append(own)
+        for rule in rules:
+            steps = float(first_reach(np.array(rule["curve"]), end["value"], width))
+            if np.isfinite(steps):
+                what = f"{rule['what']}: steps to the final loss of {base['what']}"
+                rows.append(row(what, steps, "steps", own["what"], steps / whole))
+    report("paper_length", rows, made[0]["machine"], made[0]["versions"])
 
 
-def training(text: str) -> tuple[str, int]:
-    """`LABEL@EPOCHS`."""
-    label, _, epochs = text.rpartition("@")
-    if label not in (*RULES, *BASELINES) or not epochs.isdecimal() or int(epochs) < 1:
-        known = ", ".join((*RULES, *BASELINES))
-        raise argparse.ArgumentTypeError(f"{text!r} is not LABEL@EPOCHS, with a label of {known}")
-    return label, int(epochs)
+def training(text: str) -> Training:
+    """Of `LABEL[=RATE]@EPOCHS`."""
+    named, _, epochs = text.rpartition("@")
+    label, has_rate, rate = named.partition("=")
+    try:
+        found = Training(label, int(epochs), float(rate) if has_rate else None)
+    except ValueError:
+        found = None
+    known = (*RULES, *UNDER_COSINE, *BASELINES)
+    if (
+        found is None or label not in known or found.epochs < 1
+        or (found.rate is not None and (label not in BASELINES or not 0 < found.rate < math.inf))
+    ):  # fmt: skip
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is not LABEL@EPOCHS, nor LABEL=RATE@EPOCHS of a baseline, with a label of "
+            + "; ".join(known)
+        )
+    return found
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=Path)
     parser.add_argument("what", choices=("make", "report"))
-    parser.add_argument("trainings", nargs="*", type=training, metavar="LABEL@EPOCHS")
+    parser.add_argument(
+        "trainings", nargs="*", type=training, metavar="LABEL[=RATE]@EPOCHS"
+    )  # fmt: skip
     chosen = parser.parse_args()
     if chosen.what == "report":
         gather(chosen.folder)
         return
     study = study_in(chosen.folder)
     (chosen.folder / "made").mkdir(parents=True, exist_ok=True)
-    for label, epochs in chosen.trainings:
-        make(study, held(study, epochs), label)
-        about = told(study.records, label, epochs)
-        (chosen.folder / "made" / f"{label}@{epochs}.json").write_text(json.dumps(about) + "\n")
-        print(f"{label}, {epochs} epochs: made at {time.strftime('%X')}", flush=True)
+    for wanted in chosen.trainings:
+        make(study, wanted)
+        about = json.dumps(told(study.records, wanted))
+        (chosen.folder / "made" / f"{wanted.file}.json").write_text(about + "\n")
+        say(f"{wanted.what}: made")
 
 
 if __name__ == "__main__":
