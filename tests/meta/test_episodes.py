@@ -17,6 +17,7 @@ from stepsmith.meta.trainer import Run
 from stepsmith.rules import make_rule
 from stepsmith.store import CheckpointError
 from stepsmith.tasks import Quadratic
+from stepsmith.unroll import roll
 
 SMALL = {"horizon": 12, "copies": 2, "validations": 3, "validation_copies": 4, "samples": 60}
 
@@ -215,3 +216,30 @@ def test_validation_may_look_beyond_the_horizon():
     (episodes,) = far.episodes
     short = make_run([Quadratic(3)], horizon=40, window=40).episodes[0]
     assert episodes.validate(far.weights) == short.validate(far.weights)
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+@pytest.mark.parametrize("windows", [0, 1, 3])
+def test_a_validation_changes_nothing_of_the_training(device, windows, monkeypatch):
+    if device == "cuda" and not torch.cuda.is_available():
+        pytest.skip("needs a GPU")
+    plain, validated = (make_run([Quadratic(3, device=device)], window=4) for _ in range(2))
+    (episodes,) = validated.episodes
+    places = set()
+
+    def look(*given, **named):
+        stepper = vars(episodes).get("stepper")
+        places.add("nowhere" if stepper is None else next(iter(stepper.carry.values())).device.type)
+        return roll(*given, **named)
+
+    for run in (plain, validated):
+        for _ in range(windows):
+            run.window()
+    with monkeypatch.context() as patched:
+        patched.setattr("stepsmith.meta.episodes.roll", look)
+        validated.validate()
+    assert places == {"cpu" if windows else "nowhere"}
+    for run in (plain, validated):
+        run.window()
+    for key, weight in plain.weights.items():
+        assert torch.equal(weight, validated.weights[key]), key

@@ -385,3 +385,4 @@ def test_all_of_resnet20_is_meta_trained_in_the_memory_of_deployment(tmp_path):
     [found] = memory(Study("test", SMALL, tmp_path), "resnet20", [FROM_NOTHING])
     assert found["training"] < found["deployment"]
     assert 0.8 < found["ratio"] < 1.3
+    assert found["ratio_amid"] > found["ratio"]

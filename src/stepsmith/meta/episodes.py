@@ -6,7 +6,8 @@ Shape letters: T = tasks, V = validations.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -166,28 +167,39 @@ class Episodes:
         return self._initial
 
     def validate(self, weights: Weights) -> float:
-        """The validation loss of whole episodes, the same starts and batches every time.
-
-        Where all copies are about to begin an episode, the rule's memory of them is let go before,
-        so that a validation needs no more memory than a window.
-        """
+        """The validation loss of whole episodes, the same starts and batches every time."""
         config = self.config
         steps = config.validation_horizon or config.horizon
-        fresh = not any(self.ages)
-        if fresh:
-            del self.stepper
-        copies = self._validation_copies()
-        stepper = self._stepper(weights, copies)
-        losses = roll(copies, stepper, steps, split=config.validation_split)
-        if fresh:
+        with self._memory_aside(weights):
+            copies = self._validation_copies()
+            stepper = self._stepper(weights, copies)
+            losses = roll(copies, stepper, steps, split=config.validation_split)
             del stepper
-            self.stepper = self._stepper(weights, self.copies)
         places: Tensor = torch.arange(1, steps + 1, device=losses.device)[:, None]
         return float(meta_loss(config.validated_by, losses, places, steps)[0].mean())
+
+    @contextmanager
+    def _memory_aside(self, weights: Weights) -> Iterator[None]:
+        """The rule's memory of the copies, its largest part, makes room for another's: let go where
+        all are about to begin an episode; amid episodes, from a GPU, kept on the host."""
+        if not any(self.ages):
+            del self.stepper
+            yield
+            self.stepper = self._stepper(weights, self.copies)
+        else:
+            _move(self.stepper, torch.device("cpu"))
+            yield
+            _move(self.stepper, self.copies.theta.device)
 
     def _validation_copies(self) -> Copies:
         count = self.config.validation_copies
         return Copies(self.task, [VALIDATION_SEED + copy for copy in range(count)])
+
+
+def _move(stepper: RuleStepper, device: torch.device) -> None:
+    """What it remembers of every coordinate, to a device; it steps only where the copies are."""
+    stepper.state = {key: value.to(device) for key, value in stepper.state.items()}
+    stepper.carry = {key: value.to(device) for key, value in stepper.carry.items()}
 
 
 def joint_name(tasks: Sequence[Task]) -> str:

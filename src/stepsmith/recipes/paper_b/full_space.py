@@ -154,8 +154,9 @@ def memory(study: Study, network: str, labels: Iterable[str]) -> list[dict[str, 
         Of each rule, bytes above those of a process that has the network and its data but no
         optimizee yet: of `training` by SGD (an optimizee, its gradient and what the pass through it
         needs), of `deployment` of the rule, and of `meta_training`, a validation and two windows;
-        its ratio to deployment, and inner steps a second of the second window. On a GPU, bytes
-        allocated there.
+        its ratio to deployment, the `ratio_amid` where the validation falls amid an episode, so
+        that on a CPU the rule's memory is there twice, and inner steps a second of the second
+        window. On a GPU, bytes allocated there.
     """
     amounts = depth(study)
     given = (network, amounts.batch, study.device)
@@ -167,10 +168,12 @@ def memory(study: Study, network: str, labels: Iterable[str]) -> list[dict[str, 
         window = getattr(amounts, RULES[label][1])
         deployed, _ = _alone(partial(_deploy, label), *given, STEPS)
         learned, rate = _alone(partial(_meta_train, label), *given, window)
+        amid, _ = _alone(partial(_meta_train, label, amid=True), *given, window)
         rows.append({
             "network": network, "rule": label, "batch": amounts.batch, "window": window,
             "training": trained, "deployment": deployed, "meta_training": learned,
-            "ratio": learned / deployed, "inner_steps_per_second": rate,
+            "ratio": learned / deployed, "ratio_amid": amid / deployed,
+            "inner_steps_per_second": rate,
         })  # fmt: skip
     return rows
 
@@ -221,13 +224,16 @@ def _deploy(label: str, task: Task, steps: int) -> None:
     roll(copies, RuleStepper(trained.rule, trained.weights, copies.theta, copies.layout), steps)
 
 
-def _meta_train(label: str, task: Task, window: int) -> float:
+def _meta_train(label: str, task: Task, window: int, amid: bool = False) -> float:
+    """A validation and a window, where `amid` an episode in the other order; and a window's inner
+    steps a second."""
     config = MetaTrainConfig(
-        steps=2 * window, horizon=window, copies=1, samples=SAMPLES, validation_copies=1
-    )
+        steps=2 * window, horizon=2 * window if amid else window, window=window, copies=1,
+        samples=SAMPLES, validation_copies=1, validation_horizon=window,
+    )  # fmt: skip
     run = Run([task], _rule(label), config)
-    run.validate()
-    run.window()
+    for part in (run.window, run.validate) if amid else (run.validate, run.window):
+        part()
     begun = time.perf_counter()
     run.window()
     return window / (time.perf_counter() - begun)
