@@ -35,6 +35,7 @@ from stepsmith.evaluate.epochs import CONSTANT
 from stepsmith.evaluate.statistics import first_reach, last_tenth, penalised
 from stepsmith.hub import TrainedRule
 from stepsmith.machine import machine, versions
+from stepsmith.recipes.paper_b.clock import CLOSE
 from stepsmith.recipes.paper_b.comparisons import OWN, SL2O, of_episodes
 from stepsmith.recipes.paper_b.deep import (
     COSINE,
@@ -156,22 +157,25 @@ def told(records: Records, training: Training) -> dict[str, Any]:
 
 
 def gather(folder: Path) -> None:
-    """All rows, and for each training of a rule in what share of a baseline's steps it comes down
-    to the loss which that ends with, whatever their lengths."""
+    """All rows, and in what share of a baseline's steps each of the others comes down to the loss
+    which that ends with, or near it, whatever their lengths. What meets a level once may rise
+    again."""
     made = [json.loads(path.read_text()) for path in sorted(folder.glob("made/*.json"))]
     rows = [entry for one in made for entry in one["rows"]]
-    rules = [one for one in made if one["learned"]]
     for base in (one for one in made if not one["learned"]):
-        end = base["rows"][0]
+        end = base["rows"][0]["value"]
         width = last_tenth(len(base["curve"]))
-        whole = float(first_reach(np.array(base["curve"]), end["value"], width))
-        own = row(f"{base['what']}: steps to its final loss", whole, "steps")
-        rows.append(own)
-        for rule in rules:
-            steps = float(first_reach(np.array(rule["curve"]), end["value"], width))
-            if np.isfinite(steps):
-                what = f"{rule['what']}: steps to the final loss of {base['what']}"
-                rows.append(row(what, steps, "steps", own["what"], steps / whole))
+        for target, level in (("the final loss", end), ("within 2 % of it", CLOSE * end)):
+            own = row(
+                f"{base['what']}: steps to {target}",
+                float(first_reach(np.array(base["curve"]), level, width)), "steps",
+            )  # fmt: skip
+            rows.append(own)
+            for other in (one for one in made if one is not base):
+                steps = float(first_reach(np.array(other["curve"]), level, width))
+                if np.isfinite(steps):
+                    what = f"{own['what']}, taken by {other['what']}"
+                    rows.append(row(what, steps, "steps", own["what"], steps / own["value"]))
     report("paper_length", rows, made[0]["machine"], made[0]["versions"])
 
 

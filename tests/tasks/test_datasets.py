@@ -641,10 +641,12 @@ def test_explicit_sources_do_not_fall_through(tmp_path):
     assert "pass data_dir=" in refusal("mnist", source="directory")
     said = refusal("mnist", source="directory", data_dir=tmp_path)
     assert f"{tmp_path} holds no mnist" in said
+    pytest.importorskip("datasets")
     assert "hub not reachable (test)" in refusal("mnist", source="hub", data_dir=tmp_path)
 
 
 def test_a_set_found_nowhere_says_where_it_was_looked_for(tmp_path):
+    pytest.importorskip("datasets")
     said = refusal("cifar10", data_dir=tmp_path)
     for part in (f"{tmp_path} holds no cifar10", "hub not reachable (test)", "data_dir=DIR"):
         assert part in said
