@@ -39,6 +39,7 @@ from stepsmith.recipes.paper_b.clock import CLOSE
 from stepsmith.recipes.paper_b.comparisons import OWN, SL2O, of_episodes
 from stepsmith.recipes.paper_b.deep import (
     COSINE,
+    DEPTHS,
     FULL_SPACE,
     HALVED,
     SAVED,
@@ -56,7 +57,7 @@ from stepsmith.tasks.started import StartedTask
 
 NETWORK = "resnet20"
 DATA = "cifar10_jpeg@crop@flip@standardised"
-SHORT = of_episodes(200)
+SHORT = of_episodes(DEPTHS["full"].descent)
 RULES = (SL2O, SHORT, OWN)
 UNDER_COSINE = {f"{label}, cosine": label for label in RULES}
 BASELINES = {**FULL_SPACE, **SUBSPACE, **HALVED}
@@ -203,9 +204,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=Path)
     parser.add_argument("what", choices=("make", "report"))
-    parser.add_argument(
-        "trainings", nargs="*", type=training, metavar="LABEL[=RATE]@EPOCHS"
-    )  # fmt: skip
+    parser.add_argument("trainings", nargs="*", type=training, metavar="LABEL[=RATE]@EPOCHS")
     chosen = parser.parse_args()
     if chosen.what == "report":
         gather(chosen.folder)
