@@ -376,7 +376,8 @@ def test_claims_are_counted_by_seeds():
 def test_the_memory_of_meta_training_is_that_of_deployment(study, label):
     [found] = memory(study, "resnet8", [label])
     assert 0 < found["training"] < 2 * found["deployment"]
-    assert 0.8 < found["ratio"] < 3  # a few steps replay a large share of the coordinates
+    # A few steps replay a large share of the coordinates: 2 to 3 times, by what the allocator does.
+    assert 0.8 < found["ratio"] < 4
     assert found["inner_steps_per_second"] > 0
 
 
