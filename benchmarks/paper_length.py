@@ -126,7 +126,7 @@ def make(study: Study, training: Training) -> None:
 
 
 def learned(study: Study, label: str, here: Place) -> TrainedRule:
-    """A rule of `RULES`: the recipe's own, validated half as often."""
+    """A rule of `RULES`: the recipe's own, SL2O's validated half as often."""
     if label == OWN:
         return learn_own(study, NETWORK, here)
     amounts = depth(study)
@@ -162,6 +162,8 @@ def gather(folder: Path) -> None:
     which that ends with, or near it, whatever their lengths. What meets a level once may rise
     again."""
     made = [json.loads(path.read_text()) for path in sorted(folder.glob("made/*.json"))]
+    if not made:
+        raise SystemExit(f"{folder}: no training was made there; make some first")
     rows = [entry for one in made for entry in one["rows"]]
     for base in (one for one in made if not one["learned"]):
         end = base["rows"][0]["value"]

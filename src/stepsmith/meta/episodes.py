@@ -184,12 +184,16 @@ class Episodes:
         all are about to begin an episode; amid episodes, from a GPU, kept on the host."""
         if not any(self.ages):
             del self.stepper
-            yield
-            self.stepper = self._stepper(weights, self.copies)
+            try:
+                yield
+            finally:
+                self.stepper = self._stepper(weights, self.copies)
         else:
             _move(self.stepper, torch.device("cpu"))
-            yield
-            _move(self.stepper, self.copies.theta.device)
+            try:
+                yield
+            finally:
+                _move(self.stepper, self.copies.theta.device)
 
     def _validation_copies(self) -> Copies:
         count = self.config.validation_copies
