@@ -18,9 +18,9 @@ JPEG copy of CIFAR-10, a folder `cifar10_jpeg` below STEPSMITH_DATA_DIR.
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import math
-import re
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -35,6 +35,7 @@ from stepsmith.evaluate.epochs import CONSTANT
 from stepsmith.evaluate.statistics import first_reach, last_tenth, penalised
 from stepsmith.hub import TrainedRule
 from stepsmith.machine import machine, versions
+from stepsmith.names import file_name
 from stepsmith.recipes.paper_b.clock import CLOSE
 from stepsmith.recipes.paper_b.comparisons import OWN, SL2O, of_episodes
 from stepsmith.recipes.paper_b.deep import (
@@ -63,6 +64,8 @@ UNDER_COSINE = {f"{label}, cosine": label for label in RULES}
 BASELINES = {**FULL_SPACE, **SUBSPACE, **HALVED}
 SOONER = 10
 """Epochs after which a longer training of a rule is told of too."""
+TARGETS = {"the final loss": 1.0, f"within {100 * (CLOSE - 1):.0f} % of it": CLOSE}
+"""Levels that trainings come down to, over the final loss of a baseline."""
 
 
 class Training(NamedTuple):
@@ -90,7 +93,7 @@ class Training(NamedTuple):
     @property
     def file(self) -> str:
         """Its file's name, without an ending."""
-        return re.sub(r"[^a-zA-Z0-9.]+", "-", f"{self.name}-{self.epochs}")
+        return file_name(f"{self.name}-{self.epochs}")
 
 
 def study_in(folder: Path) -> Study:
@@ -110,16 +113,15 @@ def make(study: Study, training: Training) -> None:
     """A training, and what it needs first."""
     label, task = training.label, task_of(study)
     held = replace(contest(study, training.contest, task, epochs=training.epochs), seeds=range(1))
-    if label in FULL_SPACE:  # the saved start; the basis made from there is not waited for
-        start = StartedTask(task, *task.init(torch.Generator().manual_seed(SAVED)))
-        entry = FULL_SPACE[label]
-        held.baseline(training.name, start, entry, training.rate or entry.centre)
-        return
-    here = place(study, NETWORK, DATA)
     if label in BASELINES:
+        if label in FULL_SPACE:  # the basis made from the saved start is not waited for
+            where = StartedTask(task, *task.init(torch.Generator().manual_seed(SAVED)))
+        else:
+            where = place(study, NETWORK, DATA).sub
         entry = BASELINES[label]
-        held.baseline(training.name, here.sub, entry, training.rate or entry.centre)
+        held.baseline(training.name, where, entry, training.rate or entry.centre)
     else:
+        here = place(study, NETWORK, DATA)
         trained = learned(study, UNDER_COSINE.get(label, label), here)
         schedule = COSINE if label in UNDER_COSINE else CONSTANT
         held.rule(label, here.sub, trained, schedule=schedule)
@@ -165,20 +167,19 @@ def gather(folder: Path) -> None:
     if not made:
         raise SystemExit(f"{folder}: no training was made there; make some first")
     rows = [entry for one in made for entry in one["rows"]]
-    for base in (one for one in made if not one["learned"]):
-        end = base["rows"][0]["value"]
-        width = last_tenth(len(base["curve"]))
-        for target, level in (("the final loss", end), ("within 2 % of it", CLOSE * end)):
-            own = row(
-                f"{base['what']}: steps to {target}",
-                float(first_reach(np.array(base["curve"]), level, width)), "steps",
-            )  # fmt: skip
-            rows.append(own)
-            for other in (one for one in made if one is not base):
-                steps = float(first_reach(np.array(other["curve"]), level, width))
-                if np.isfinite(steps):
-                    what = f"{own['what']}, taken by {other['what']}"
-                    rows.append(row(what, steps, "steps", own["what"], steps / own["value"]))
+    curves = {one["what"]: np.array(one["curve"]) for one in made}
+    bases = [one for one in made if not one["learned"]]
+    for base, (target, factor) in itertools.product(bases, TARGETS.items()):
+        name, level = base["what"], factor * base["rows"][0]["value"]
+        width = last_tenth(len(curves[name]))
+        steps = {what: float(first_reach(curve, level, width)) for what, curve in curves.items()}
+        own, whole = f"{name}: steps to {target}", steps.pop(name)
+        rows.append(row(own, whole, "steps"))
+        rows += [
+            row(f"{own}, taken by {other}", taken, "steps", own, taken / whole)
+            for other, taken in steps.items()
+            if math.isfinite(taken)
+        ]
     report("paper_length", rows, made[0]["machine"], made[0]["versions"])
 
 

@@ -172,9 +172,9 @@ class Episodes:
         steps = config.validation_horizon or config.horizon
         with self._memory_aside(weights):
             copies = self._validation_copies()
-            stepper = self._stepper(weights, copies)
-            losses = roll(copies, stepper, steps, split=config.validation_split)
-            del stepper
+            losses = roll(
+                copies, self._stepper(weights, copies), steps, split=config.validation_split
+            )
         places: Tensor = torch.arange(1, steps + 1, device=losses.device)[:, None]
         return float(meta_loss(config.validated_by, losses, places, steps)[0].mean())
 
