@@ -128,9 +128,10 @@ class Sample:
                 for key, value in stepper.state.items()
             }
         self._features_TFS = self._scale_TS = None
-        self._gains_TC: Tensor | None = None
+        self._gains_TC = self._seen_TC = None
         if stepper.rule.units is not None:
             self._gains_TC = copies.theta.new_zeros(steps, len(copies))
+            self._seen_TC = self._gains_TC.clone()
 
     def _sampled(self, value_CP: Tensor) -> Tensor:
         flat = value_CP.reshape(-1)
@@ -155,8 +156,11 @@ class Sample:
         if self._keeps_params:
             self._params_TS[self._step] = self._sampled(theta_CP)
         self._stepper(theta_CP, grad_CP, self._keep_features)
-        if self._gains_TC is not None and self._stepper.gain is not None:
-            self._gains_TC[self._step] = self._stepper.gain
+        for kept_TC, factor_C in (
+            (self._gains_TC, self._stepper.gain), (self._seen_TC, self._stepper.seen)
+        ):  # fmt: skip
+            if kept_TC is not None and factor_C is not None:
+                kept_TC[self._step] = factor_C
         self._step += 1
 
     def _features(self) -> tuple[Tensor, Tensor | None]:
@@ -168,9 +172,8 @@ class Sample:
             value.view(self._steps, self._copies, -1)
             for value in (self.grads_TS[:-1], self._params_TS)
         )
-        if stepper.seen is not None:
-            # One factor an episode, and an episode ends between windows.
-            grads_TCS = grads_TCS * stepper.seen[:, None]
+        if self._seen_TC is not None:
+            grads_TCS = grads_TCS * self._seen_TC[:, :, None]
         return kernels.sample_features(
             stepper.rule, grads_TCS, params_TCS, self._state, stepper.backend
         )

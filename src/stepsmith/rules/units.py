@@ -16,7 +16,13 @@ FIRST = 1e-3
 """The mean magnitude of an optimizee's first gradient, as a rule with relative units sees it: in
 the middle of what `log_sign` resolves."""
 
-_TINY = 1e-30
+SHRUNK = (2, 100.0)
+"""One of so many first gradients that is so many times smaller than the first takes its place."""
+
+GROWN = (20, 1000.0)
+"""The same for one that is larger; on a plateau gradients grow too, but by less."""
+
+_TINY, _LARGEST = 1e-30, 1e30
 
 
 @dataclass(frozen=True)
@@ -37,6 +43,10 @@ class RelativeUnits:
     alike. The loss must be in the units it was meta-trained in (nats, say). The floor keeps steps
     from growing without bound where gradients vanish; a warm-up keeps the first ones from leaping
     off a plateau, where the first gradient says little of those around it.
+
+    A first gradient that was no measure (a batch of padding, a loss in other units) is forgotten: a
+    gradient soon after it that is many times smaller (`SHRUNK`) or larger (`GROWN`) takes its
+    place, in the running mean too.
 
     Not shard-safe: where parameters are sharded, n is the shard's own.
 
@@ -61,25 +71,35 @@ class RelativeUnits:
         names = ("first_norm", "first_size", "running_norm", "measured")
         return {name: torch.zeros(copies, dtype=dtype, device=device) for name in names}
 
-    def measure(self, norm_C: Tensor, size: int, state: State) -> tuple[Tensor, Tensor, State]:
+    def measure(
+        self, norm_C: Tensor, size: int, state: State, clipped: float = 1.0
+    ) -> tuple[Tensor, Tensor, State]:
         """Take in one gradient.
 
         Args:
             norm_C: (C,) n_t, from `norms`.
             size: P_t.
             state: from `init` or the last call; not written to.
+            clipped: how many times larger the gradients were before they were clipped, >= 1.
 
         Returns:
             (C,) factors on gradients, (C,) factors on steps, and the new state.
         """
+        # Held in the state's dtype; sums of finite gradients may be beyond it.
+        norm_C = (norm_C * clipped).clamp_max(_LARGEST).to(state["running_norm"])
         # In floats, as it is kept: where all coordinates have gradients f_t is n_1 to the last bit.
         size_C = torch.full_like(norm_C, size)
         known_C = state["first_norm"] > 0
+        before_C = state["first_norm"] * (size_C / state["first_size"].clamp_min(1))
+        shrunk_C = (norm_C * SHRUNK[1] < before_C) & (state["measured"] < SHRUNK[0]) & (norm_C > 0)
+        grown_C = (norm_C > before_C * GROWN[1]) & (state["measured"] < GROWN[0])
+        known_C = known_C & ~shrunk_C & ~grown_C
         norm_1_C = torch.where(known_C, state["first_norm"], norm_C)
         size_1_C = torch.where(known_C, state["first_size"], size_C)
         first_C = norm_1_C * (size_C / size_1_C)
-        measured_C = state["measured"] + 1
-        running_C = torch.lerp(norm_C, state["running_norm"], self.beta)
+        measured_C = torch.where(known_C, state["measured"], 0) + 1
+        running_C = torch.where(known_C, state["running_norm"], 0)
+        running_C = torch.lerp(norm_C, running_C, self.beta)
         mean_C = running_C / (1 - self.beta**measured_C)
         largest_C = torch.maximum(torch.maximum(mean_C, norm_C), self.floor * first_C)
         new = {
@@ -93,7 +113,17 @@ class RelativeUnits:
             new,
         )
 
+    def lag(self, norm_C: Tensor, state: State) -> Tensor:
+        """(C,) n^ over n_t, at least 1: by how much larger gradients are on average than this one.
+
+        Args:
+            norm_C: (C,) n_t.
+            state: that `measure` returned for it.
+        """
+        mean_C = state["running_norm"] / (1 - self.beta ** state["measured"])
+        return (mean_C / norm_C.clamp_min(_TINY)).clamp_min(1).nan_to_num(1.0)
+
 
 def norms(grad_CP: Tensor) -> Tensor:
-    """(C,) sums of magnitudes, in the dtype of statistics."""
+    """(C,) sums of magnitudes, in the dtype of statistics; inf where they are beyond it."""
     return grad_CP.abs().sum(dim=1, dtype=statistics_dtype(grad_CP.dtype))
