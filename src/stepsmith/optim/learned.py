@@ -410,8 +410,8 @@ class LearnedOptimizer(torch.optim.Optimizer):
                 continue
             if misfit:
                 raise RuntimeError(
-                    f"LearnedOptimizer: optimizer.state of a parameter: {misfit}; put back what was "
-                    "there, or delete the entry to start the parameter afresh"
+                    f"LearnedOptimizer: optimizer.state of a parameter: {misfit}; put back what "
+                    "was there, or delete the entry to start the parameter afresh"
                 )
             if param.numel():
                 key = (param.device, statistics_dtype(param.dtype))

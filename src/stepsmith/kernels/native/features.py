@@ -250,7 +250,8 @@ def sample_features(
     values = {
         "counter": counter.ctypes.data, "steps": steps, "copies": copies, "size": size,
         "grads": team.whole_address(grads_TCS, "the gradients", (steps, copies, size)),
-        "features": out.data_ptr(), "scale": scale.data_ptr(), "count": chosen.count, "corrections": corrected.ctypes.data,
+        "features": out.data_ptr(), "scale": scale.data_ptr(), "count": chosen.count,
+        "corrections": corrected.ctypes.data,
     }  # fmt: skip
     for name, (key, tensor) in zip(("first", "second"), kept.items(), strict=False):
         values[name] = team.whole_address(tensor, f"the state's {key!r}", (copies, size))

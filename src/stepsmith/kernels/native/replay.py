@@ -317,8 +317,8 @@ def replay(
         "counter": counter.ctypes.data, "steps": steps, "sampled": sampled, "block": block,
         "width": width, "carries": places.ctypes.data,
         "features": team.whole_address(held[0], "the features", (steps, count, sampled)),
-        "adjoint": team.whole_address(held[1], "the adjoint", (steps, sampled)), "sums": sums.ctypes.data,
-        "backward": backward.ctypes.data,
+        "adjoint": team.whole_address(held[1], "the adjoint", (steps, sampled)),
+        "sums": sums.ctypes.data, "backward": backward.ctypes.data,
     }  # fmt: skip
     if scale_TS is not None:
         held.append(scale_TS.contiguous())

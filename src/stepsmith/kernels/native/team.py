@@ -56,8 +56,8 @@ def address(tensor: Tensor, what: str, shape: tuple[int, ...]) -> int:
     """
     if tensor.dtype is not torch.float32 or not tensor.is_cpu:
         raise ValueError(
-            f"backend 'native' computes on float32 tensors on the CPU, got {what} in "
-            f"{tensor.dtype} on {tensor.device}"
+            f"backend 'native' computes on float32 tensors on the CPU, got {tensor.dtype} on "
+            f"{tensor.device} for {what}"
         )
     if tensor.shape != shape:
         raise ValueError(
@@ -66,8 +66,8 @@ def address(tensor: Tensor, what: str, shape: tuple[int, ...]) -> int:
         )
     if not tensor.is_contiguous() and tensor.stride(-1) != 1 and tensor.shape[-1] > 1:
         raise ValueError(
-            f"backend 'native' needs the last dimension contiguous, got {what} with strides "
-            f"{tensor.stride()}"
+            f"backend 'native' needs the last dimension contiguous, got strides {tensor.stride()} "
+            f"for {what}"
         )
     return tensor.data_ptr()
 
@@ -79,9 +79,7 @@ def whole_address(tensor: Tensor, what: str, shape: tuple[int, ...]) -> int:
         ValueError: as `address`, and for rows that lie apart.
     """
     if not tensor.is_contiguous():
-        raise ValueError(
-            f"backend 'native' needs {what} contiguous, got strides {tensor.stride()}"
-        )
+        raise ValueError(f"backend 'native' needs {what} contiguous, got strides {tensor.stride()}")
     return address(tensor, what, shape)
 
 
