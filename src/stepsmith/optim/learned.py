@@ -151,13 +151,14 @@ class LearnedOptimizer(torch.optim.Optimizer):
             As `torch.optim.Optimizer.state_dict`; the state's tensors are copies, contiguous and
             without shared memory, so that any of them may be saved by itself.
         """
-        kept = self.state
+        kept: list[Any] = []
 
         def copied(_: Any) -> None:
             # Optimizer.state_dict knows no number for a parameter that has left the groups.
             members = {id(param) for group in self.param_groups for param in group["params"]}
+            kept.append(self.state)
             self.state = defaultdict(dict)
-            for param, entry in kept.items():
+            for param, entry in kept[0].items():
                 if not isinstance(param, Tensor):
                     self.state[param] = entry
                 elif id(param) in members:
@@ -167,13 +168,14 @@ class LearnedOptimizer(torch.optim.Optimizer):
                     }
 
         def restored(*_: Any) -> None:
-            self.state = kept
+            self.state = kept.pop()
 
         try:
             with within_hooks(self, "state_dict", copied, restored):
                 return super().state_dict()
         finally:
-            self.state = kept
+            if kept:
+                restored()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load a state, every tensor in the dtype it was saved in, on its parameter's device.
@@ -214,7 +216,8 @@ class LearnedOptimizer(torch.optim.Optimizer):
             for entry, param in zip(loaded, params, strict=True):
                 for name, value in entry.items():
                     if isinstance(value, Tensor):
-                        self.state[param][name] = value.detach().to(param.device, copy=True)
+                        value = value.detach().to(param.device, copy=True)
+                    self.state[param][name] = value
             self._forget()
 
         with within_hooks(self, "load_state_dict", checked, settled):
@@ -481,8 +484,8 @@ def _require_options(options: Mapping[str, Any]) -> None:
                     f"{tuple(value.shape)}; give groups of their own to parameters that differ"
                 )
             number = value.detach().item()
-        else:
-            number = value
+        else:  # numpy's, too
+            number = value.item() if hasattr(value, "__array__") else value
         if isinstance(number, bool) or not isinstance(number, Real):
             raise TypeError(
                 f"LearnedOptimizer: {key} must be a number or a tensor of one, got {value!r}"
