@@ -186,7 +186,7 @@ class LearnedOptimizer(torch.optim.Optimizer):
             ValueError: the state of another rule or of other parameters, options that cannot be, or
                 a state with numbers that cannot be: nan, infinity, negative second moments or
                 steps. Nothing has changed.
-            TypeError: no dictionary.
+            TypeError: no dictionary, or options that are no numbers.
         """
         if not isinstance(state_dict, dict):
             raise TypeError(

@@ -41,7 +41,8 @@ def require_groups(owner: str, state_dict: Any, keys: tuple[str, ...]) -> None:
     """Check that what is to be loaded looks like an optimizer's state.
 
     Raises:
-        ValueError: a key is missing, or its groups are not dictionaries with parameters.
+        ValueError: a key is missing, its groups are not dictionaries with parameters, or its state
+            is no dictionary.
     """
     missing = [key for key in (*keys, "param_groups") if key not in state_dict]
     if missing:
@@ -50,6 +51,11 @@ def require_groups(owner: str, state_dict: Any, keys: tuple[str, ...]) -> None:
             "saved with state_dict()"
         )
     groups = state_dict["param_groups"]
+    if "state" in keys and not isinstance(state_dict["state"], dict):
+        raise ValueError(
+            f"{owner}: 'state' of the state should be a dictionary, is a "
+            f"{type(state_dict['state']).__name__}; load one that a {owner} saved with state_dict()"
+        )
     if not isinstance(groups, list) or not all(
         isinstance(group, dict) and isinstance(group.get("params"), list) for group in groups
     ):
@@ -66,4 +72,4 @@ def keep_uncompiled(kind: type[torch.optim.Optimizer]) -> None:
     Called when an optimizer is made: by then torch has loaded its compiler, which takes seconds.
     """
     if not getattr(kind.step, "_torchdynamo_disable", False):
-        kind.step = torch.compiler.disable(kind.step)
+        setattr(kind, "step", torch.compiler.disable(kind.step))  # noqa: B010

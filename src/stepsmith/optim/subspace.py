@@ -326,6 +326,7 @@ class SubspaceOptimizer(torch.optim.Optimizer):
                 self._origin = loading["origin"].to(self.subspace.origin, copy=True)
             for name, value in _options(inner).items():  # those the saved group lacks
                 self.param_groups[0].setdefault(name, value)
+            inner.param_groups[0].update(_options(self))
             self._handed = _options(inner)
             self._place()
             loaded.clear()
