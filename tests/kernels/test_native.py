@@ -293,6 +293,115 @@ def test_what_compiled_code_cannot_see_is_refused():
         roll(torch.zeros(1, 40))
 
 
+@pytest.mark.parametrize("copies", [1, 2])
+@pytest.mark.parametrize("n", [39, 41, 4000])
+def test_gradients_of_another_size_than_the_memory_are_refused(copies, n):
+    roll = Roll(make_rule("joined"), "native", copies, 40)
+    before = {key: value.clone() for key, value in {**roll.state, **roll.carry}.items()}
+    with pytest.raises(ValueError, match=r"'exp_avg' should have shape \(\d, \d+\), has"):
+        roll(torch.zeros(copies, n))
+    assert all(torch.equal(v, before[k]) for k, v in {**roll.state, **roll.carry}.items())
+
+
+@pytest.mark.parametrize(
+    ("change", "match"),
+    [
+        (lambda r: r.state.update(exp_avg_sq=torch.zeros(2, 39)), r"'exp_avg_sq' should have"),
+        (lambda r: r.state.update(exp_avg=torch.zeros(80)), r"\(2, 40\), has \(80,\)"),
+        (lambda r: r.state.update(exp_avg=torch.zeros(2, 80)[:, :40]), "contiguous, got strides"),
+        (lambda r: r.state.update(exp_avg=torch.zeros(40, 2).t()), "contiguous, got strides"),
+        (lambda r: r.state.update(step=torch.ones(1, 1)), r"'step' should have shape \(2, 1\)"),
+        (lambda r: r.state.update(step=torch.ones(3, 1)), r"'step' should have shape \(2, 1\)"),
+        (lambda r: r.state.update(step=torch.ones(2)), r"'step' should have shape \(2, 1\)"),
+        (lambda r: r.carry.update(h0=torch.zeros(8, 79)), r"'h0' should have shape \(8, 80\)"),
+        (lambda r: r.carry.update(c0=torch.zeros(7, 80)), r"'c0' should have shape \(8, 80\)"),
+        (lambda r: r.carry.update(c0=torch.zeros(640)), r"'c0' should have shape \(8, 80\)"),
+    ],
+)  # fmt: skip
+def test_a_memory_of_another_form_is_refused_before_anything_changes(change, match):
+    roll = Roll(make_rule("joined"), "native", 2, 40)
+    change(roll)
+    step = roll.state["step"].clone()
+    with pytest.raises(ValueError, match=match):
+        roll(torch.zeros(2, 40))
+    assert torch.equal(roll.state["step"], step)
+
+
+def test_rows_of_a_carry_may_lie_apart():
+    grads = gradients(3, 1, 40)
+    rolls = [Roll(make_rule("joined"), "native", 1, 40) for _ in range(2)]
+    wide = {key: torch.zeros(len(value), 100) for key, value in rolls[1].carry.items()}
+    rolls[1].carry = {key: value[:, 30:70] for key, value in wide.items()}
+    for grad in grads:
+        assert torch.equal(*(roll(grad) for roll in rolls))
+    assert not wide["h0"][:, :30].any()
+    assert not wide["h0"][:, 70:].any()
+
+
+@pytest.mark.parametrize("name", ["lstm0.weight", "lstm0.bias", "lstm1.weight", "head.weight"])
+def test_weights_of_another_rule_are_refused(name):
+    rule = LSTMRule(4, 2)
+    weights = dict(fresh_weights(rule))
+    weights[name] = weights[name][..., :-1]
+    features, carry = drawn(rule, 5, 40)
+    calls = (
+        lambda: kernels.advance_function(rule, weights, torch.float32, CPU, "native"),
+        lambda: kernels.replay(rule, weights, features, carry, torch.ones(5, 40), None, "native"),
+    )
+    for call in calls:
+        with pytest.raises(ValueError, match=rf"weights do not fit LSTMRule: '{name}' should have"):
+            call()
+    del weights[name]
+    with pytest.raises(ValueError, match=r"has None; give the weights of this rule"):
+        calls[0]()
+
+
+@pytest.mark.parametrize(
+    ("change", "match"),
+    [
+        ({"features_TFS": torch.zeros(5, 5, 40)}, r"the features should have shape \(5, 6, 40\)"),
+        ({"adjoint_TS": torch.zeros(5, 39)}, r"the adjoint should have shape \(5, 40\)"),
+        ({"adjoint_TS": torch.zeros(4, 40)}, r"the adjoint should have shape \(5, 40\)"),
+        ({"scale_TS": torch.zeros(5, 1)}, r"the scale should have shape \(5, 40\)"),
+        ({"carry": {"h0": torch.zeros(8, 40), "c0": torch.zeros(8, 1)}}, "carry 'c0' should have"),
+    ],
+)
+def test_a_replay_of_another_form_is_refused(change, match):
+    rule = make_rule("joined")
+    features, carry = drawn(rule, 5, 40)
+    given = {
+        "features_TFS": features, "carry": carry, "adjoint_TS": torch.ones(5, 40),
+        "scale_TS": None, **change,
+    }  # fmt: skip
+    with pytest.raises(ValueError, match=match):
+        kernels.replay(rule, fresh_weights(rule), backend="native", **given)
+
+
+@pytest.mark.parametrize(
+    ("change", "match"),
+    [
+        ({"exp_avg": torch.zeros(2, 29)}, r"'exp_avg' should have shape \(2, 30\)"),
+        ({"step": torch.zeros(1, 1)}, r"'step' should have shape \(2, 1\)"),
+    ],
+)
+def test_features_of_a_state_of_another_form_are_refused(change, match):
+    rule, grads = make_rule("joined"), gradients(4, 2, 30)
+    state = {**kernels.init_state(rule, torch.zeros(2, 30)), **change}
+    with pytest.raises(ValueError, match=match):
+        kernels.sample_features(rule, grads, grads, state, "native")
+
+
+def test_features_of_a_state_whose_rows_lie_apart():
+    rule, grads = make_rule("joined"), gradients(4, 2, 30)
+    state = kernels.init_state(rule, torch.zeros(2, 30))
+    state["exp_avg"] = torch.randn(2, 30)
+    apart = {**state, "exp_avg": state["exp_avg"].t().contiguous().t()}
+    one, two = (
+        kernels.sample_features(rule, grads, grads, own, "native")[0] for own in (state, apart)
+    )
+    assert torch.equal(one, two)
+
+
 def test_a_copied_roll_goes_its_own_way():
     import copy
 

@@ -91,6 +91,41 @@ def test_a_roll_repeats_itself_to_the_bit(inputs):
         assert torch.equal(value, two.state[key]), key
 
 
+@pytest.mark.parametrize(
+    ("change", "match"),
+    [
+        (lambda r: r.state.update(exp_avg=torch.zeros(2, 39)), "'exp_avg' should be contiguous"),
+        (lambda r: r.state.update(exp_avg_sq=torch.zeros(9, 2).t()), "'exp_avg_sq' should be"),
+        (lambda r: r.state.update(exp_avg=torch.zeros(2, 9).double()), "in torch.float64 on"),
+        (lambda r: r.state.update(step=torch.zeros(1, 1)), r"'step' should .*, \(2, 1\)"),
+        (lambda r: r.carry.update(h0=torch.zeros(8, 17)), r"carry 'h0' .* is \(8, 17\)"),
+        (lambda r: r.carry.update(c0=torch.zeros(7, 18)), r"carry 'c0' .* is \(7, 18\)"),
+        (lambda r: r.carry.update(c0=torch.zeros(8, 18).bfloat16()), "carry 'c0' .*bfloat16"),
+        (lambda r: r.carry.update(h0=torch.zeros(8, 18).half()), "float32 or torch.bfloat16"),
+        (lambda r: r.carry.update(h0=torch.zeros(8, 36)[:, ::2]), r"strides \(36, 2\)"),
+    ],
+)  # fmt: skip
+def test_a_memory_of_another_form_is_refused_before_anything_changes(change, match):
+    roll = Roll(make_rule("joined"), "triton", 2, 9, DEVICE)
+    change(roll)
+    for memory in (roll.state, roll.carry):
+        for key, value in memory.items():
+            if not value.is_contiguous():
+                continue  # a copy would be
+            memory[key] = value.to(DEVICE)
+    step = roll.state["step"].clone()
+    with pytest.raises(ValueError, match=match):
+        roll(torch.zeros(2, 9, device=DEVICE))
+    assert torch.equal(roll.state["step"], step)
+
+
+def test_weights_of_another_rule_are_refused():
+    rule = make_rule("joined")
+    weights = {**fresh_weights(rule), "lstm0.bias": torch.zeros(3)}
+    with pytest.raises(ValueError, match=r"'lstm0.bias' should have shape \(32,\), has \(3,\)"):
+        kernels.advance_function(rule, weights, torch.float32, DEVICE, "triton")
+
+
 def test_the_optimizer_runs_on_it():
     results = []
     for backend in ("triton", "reference"):

@@ -6,8 +6,9 @@ import copy
 import io
 import pickle
 import warnings
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -219,6 +220,180 @@ def test_a_state_that_does_not_tell_its_rule_loads():
     optimizer.load_state_dict(state)
     assert "rule" not in state["param_groups"][0]
     assert "rule" in optimizer.state_dict()["param_groups"][0]
+
+
+def loaded(optimizer) -> tuple[list, LearnedOptimizer]:
+    """Copies of an optimizer's parameters, and an optimizer of them with its state."""
+    params = [nn.Parameter(p.detach().clone()) for p in optimizer.param_groups[0]["params"]]
+    other = LearnedOptimizer(params, optimizer.trained)
+    other.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+    return params, other
+
+
+def test_units_are_remembered_where_the_first_step_reaches_others():
+    """The parameters that had measured them have no gradient then."""
+    params = [nn.Parameter(torch.ones(n)) for n in (3, 4)]
+    optimizer = LearnedOptimizer(params, "general-warmed")
+    run(optimizer, params[:1], range(3))
+    others, other = loaded(optimizer)
+    for ps, own in ((params, optimizer), (others, other)):
+        ps[0].grad = None
+        run(own, ps[1:], [3, 4])
+    assert torch.equal(params[1], others[1])
+    assert float(other.state[others[1]]["measured"]) == 5
+    assert tensors_equal(optimizer.state_dict()["state"], other.state_dict()["state"])
+
+
+@pytest.mark.parametrize("times", [1, 2])
+def test_a_state_from_before_the_first_step(times):
+    params, others = parameters(), parameters()
+    optimizer = LearnedOptimizer(params, trained())
+    state = optimizer.state_dict()
+    other = LearnedOptimizer(others, trained())
+    run(other, others, [5])
+    for _ in range(times):
+        other.load_state_dict(state)
+    assert not other.state
+    for param, value in zip(others, parameters(), strict=True):
+        param.data.copy_(value.data)
+    run(optimizer, params, range(2))
+    run(other, others, range(2))
+    assert equal(params, others)
+
+
+def test_a_saved_state_brings_back_what_was_then():
+    params = parameters()
+    optimizer = LearnedOptimizer(params, trained())
+    run(optimizer, params, range(2))
+    state, weights = optimizer.state_dict(), [p.detach().clone() for p in params]
+    for _ in range(2):
+        run(optimizer, params, range(2, 5))
+        want = [p.detach().clone() for p in params]
+        optimizer.load_state_dict(state)
+        for param, weight in zip(params, weights, strict=True):
+            param.data.copy_(weight)
+        run(optimizer, params, range(2, 5))
+        assert equal(params, want)
+        optimizer.load_state_dict(state)
+        for param, weight in zip(params, weights, strict=True):
+            param.data.copy_(weight)
+
+
+@pytest.mark.parametrize("key", ["lr", "weight_decay", "maximize", "rule"])
+def test_options_that_a_state_lacks_are_those_of_the_optimizer(key):
+    params = parameters()
+    optimizer = LearnedOptimizer(params, trained(), lr=0.5, weight_decay=0.1, maximize=True)
+    run(optimizer, params, [1])
+    state = copy.deepcopy(optimizer.state_dict())
+    want = state["param_groups"][0].pop(key)
+    optimizer.load_state_dict(state)
+    assert optimizer.param_groups[0][key] == want
+    run(optimizer, params, [2])
+
+
+NUMBERS = [float, int, np.float32, np.float64, np.int64, np.array, torch.tensor]
+
+
+@pytest.mark.parametrize("number", NUMBERS, ids=lambda n: n.__name__)
+def test_plain_numbers_in_a_state(number):
+    params = [nn.Parameter(torch.ones(n)) for n in (3, 4)]
+    optimizer = LearnedOptimizer(params, "general-warmed")
+    run(optimizer, params, range(2))
+    others, other = loaded(optimizer)
+    state = optimizer.state_dict()
+    for entry in state["state"].values():
+        for key in ("step", "measured"):
+            entry[key] = number(float(entry[key]))
+    other.load_state_dict(state)
+    run(optimizer, params, [3])
+    run(other, others, [3])
+    assert equal(params, others)
+
+
+DAMAGES = {
+    "exp_avg": [float("nan"), float("inf")],
+    "exp_avg_sq": [float("nan"), -1e-3, float("inf")],
+    "step": [-1.0, float("nan"), float("inf"), 1.5],
+    "h0": [float("nan"), -float("inf")],
+    "first_norm": [float("nan"), float("inf"), -1.0],
+    "running_norm": [float("nan"), -1.0],
+    "first_size": [float("nan")],
+    "measured": [float("nan"), -2.0],
+}
+
+
+@pytest.mark.parametrize(("key", "bad"), [(k, bad) for k, all_ in DAMAGES.items() for bad in all_])
+def test_a_state_with_numbers_that_cannot_be_is_refused_whole(key, bad):
+    params = [nn.Parameter(torch.ones(n)) for n in (3, 4)]
+    optimizer = LearnedOptimizer(params, "general-warmed")
+    run(optimizer, params, range(2))
+    state, weights = copy.deepcopy(optimizer.state_dict()), [p.detach().clone() for p in params]
+    damaged = copy.deepcopy(state)
+    damaged["param_groups"][0]["lr"] = 0.25
+    damaged["state"][1][key].reshape(-1)[-1:].fill_(bad)
+    with pytest.raises(ValueError, match=rf"state of parameter 1: '{key}' should be .*; ") as info:
+        optimizer.load_state_dict(damaged)
+    assert "\n" not in str(info.value)
+    assert tensors_equal(state["state"], optimizer.state_dict()["state"])
+    assert optimizer.param_groups[0]["lr"] == 1.0
+    assert equal(params, weights)
+
+
+@pytest.mark.parametrize(
+    ("change", "kind", "match"),
+    [
+        (lambda s: s["state"][0].update(exp_avg=torch.ones(3).int()), ValueError, "floating-point"),
+        (lambda s: s["state"][0].update(h0=torch.ones(3, 8).bool()), ValueError, "floating-point"),
+        (lambda s: s["state"][0].update(step=torch.tensor(True)), ValueError, "floating-point"),
+        (lambda s: s["state"][0].update(step=1j), ValueError, r"'step' should have shape \(\)"),
+        (lambda s: s["state"][0].update(exp_avg=[1.0] * 3), ValueError, "has a list"),
+        (lambda s: s["state"][0].update(exp_avg=torch.ones(3).cfloat()), ValueError, "floating-po"),
+        (lambda s: s["state"].update({0: [1]}), ValueError, "is no dictionary"),
+        (lambda s: s.update(state=[]), ValueError, "'state' of the state should be a dictionary"),
+        (lambda s: s.pop("state"), ValueError, "the state lacks 'state'"),
+        (lambda s: s.pop("param_groups"), ValueError, "the state lacks 'param_groups'"),
+        (lambda s: s.update(param_groups={}), ValueError, "'param_groups' of the state should be"),
+        (lambda s: s["param_groups"][0].pop("params"), ValueError, "'param_groups' of the state"),
+        (lambda s: s["param_groups"][0].update(lr=-1.0), ValueError, "lr must be finite"),
+        (lambda s: s["param_groups"][0].update(lr=float("nan")), ValueError, "lr must be finite"),
+        (lambda s: s["param_groups"][0].update(lr="1"), TypeError, "lr must be a number"),
+        (lambda s: s["param_groups"].append(s["param_groups"][0]), ValueError, "number of param"),
+        (lambda s: s["param_groups"][0]["params"].append(2), ValueError, "size of optimizer's"),
+        (lambda s: s["param_groups"][0]["params"].pop(), ValueError, "size of optimizer's"),
+    ],
+)  # fmt: skip
+def test_a_state_of_another_form_is_refused_whole(change, kind, match):
+    params = [nn.Parameter(torch.ones(n)) for n in (3, 4)]
+    optimizer = LearnedOptimizer(params, "general-warmed")
+    run(optimizer, params, range(2))
+    before = copy.deepcopy(optimizer.state_dict())
+    state = copy.deepcopy(before)
+    change(state)
+    with pytest.raises(kind, match=match):
+        optimizer.load_state_dict(state)
+    assert tensors_equal(before["state"], optimizer.state_dict()["state"])
+    assert optimizer.state_dict()["param_groups"] == before["param_groups"]
+    with pytest.raises(TypeError, match="takes a dictionary from state_dict"):
+        optimizer.load_state_dict([state])
+
+
+def test_a_rule_may_start_a_statistic_at_infinity():
+    @dataclass(frozen=True)
+    class Smallest(type(make_rule("sgd", lr=0.1))):
+        def init_state(self, param_N):
+            return {**super().init_state(param_N), "least": torch.full_like(param_N, torch.inf)}
+
+        def update(self, grad_N, param_N, state):
+            return -self.lr * grad_N, {**state, "least": torch.minimum(state["least"], grad_N)}
+
+    param = nn.Parameter(torch.ones(3))
+    optimizer = LearnedOptimizer([param], Smallest())
+    param.grad = torch.zeros(3)
+    optimizer.step()
+    state = optimizer.state_dict()
+    state["state"][0]["least"].fill_(torch.inf)
+    optimizer.load_state_dict(state)
+    assert bool(optimizer.state[param]["least"].isinf().all())
 
 
 def test_loading_does_not_share_memory():

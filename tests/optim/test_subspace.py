@@ -561,6 +561,150 @@ def test_states_that_do_not_fit_change_nothing(subspace):
         optimizer.load_state_dict(fewer)
 
 
+def everything(optimizer) -> list:
+    """What loading may change, copied."""
+    model = [p.detach().clone() for p in optimizer.param_groups[0]["params"]]
+    return copy.deepcopy([optimizer.state_dict(), optimizer.origin, model])
+
+
+@pytest.mark.parametrize("name", ["momentum", "learned"])
+@pytest.mark.parametrize(
+    ("change", "match"),
+    [
+        (lambda s: s["coefficients"].fill_(float("nan")), "coefficients .* should be finite"),
+        (lambda s: s.update(coefficients=s["coefficients"].int()), "should be a tensor of"),
+        (lambda s: s.update(coefficients=[0.0] * 5), "should be a tensor of fl"),
+        (lambda s: s["origin"].fill_(float("inf")), "origin of the state should be finite"),
+        (lambda s: s["inner"]["param_groups"].clear(), "different number of parameter groups"),
+        (lambda s: s.pop("param_groups"), "the state lacks 'param_groups'"),
+        (lambda s: s.update(param_groups=[1]), "'param_groups' of the state should be a list"),
+    ],
+)  # fmt: skip
+def test_a_damaged_state_changes_nothing(subspace, name, change, match):
+    model = network()
+    optimizer = SubspaceOptimizer(model, subspace, INNER[name], start="model")
+    train(model, optimizer, range(2))
+    before = everything(optimizer)
+    state = copy.deepcopy(optimizer.state_dict())
+    state["param_groups"][0]["lr"] = 0.01
+    change(state)
+    with pytest.raises(ValueError, match=match):
+        optimizer.load_state_dict(state)
+    torch.testing.assert_close(everything(optimizer)[1:], before[1:], rtol=0, atol=0)
+    after = optimizer.state_dict()
+    torch.testing.assert_close(after["inner"], before[0]["inner"], rtol=0, atol=0)
+    assert after["param_groups"] == before[0]["param_groups"]
+    train(model, optimizer, [2])
+
+
+def test_an_inner_state_that_cannot_be_changes_nothing(subspace):
+    model = network()
+    optimizer = SubspaceOptimizer(model, subspace, INNER["learned"])
+    train(model, optimizer, range(2))
+    before = everything(optimizer)
+    state = copy.deepcopy(optimizer.state_dict())
+    state["coefficients"] += 1
+    state["inner"]["state"][0]["exp_avg_sq"][0] = -1.0
+    with pytest.raises(ValueError, match="'exp_avg_sq' should be >= 0"):
+        optimizer.load_state_dict(state)
+    torch.testing.assert_close(everything(optimizer)[1:], before[1:], rtol=0, atol=0)
+
+
+def test_loading_that_fails_late_leaves_the_inner_optimizer_as_it_was(subspace, monkeypatch):
+    model = network()
+    optimizer = SubspaceOptimizer(model, subspace, INNER["momentum"])
+    train(model, optimizer, range(2))
+    state = copy.deepcopy(optimizer.state_dict())
+    train(model, optimizer, range(2, 4))
+    before = everything(optimizer)
+
+    class Stubborn:
+        def __deepcopy__(self, memo):
+            raise MemoryError("no room")
+
+    state["param_groups"][0]["note"] = Stubborn()
+    with pytest.raises(MemoryError, match="no room"):
+        optimizer.load_state_dict(state)
+    after = everything(optimizer)
+    torch.testing.assert_close(after[0]["inner"], before[0]["inner"], rtol=0, atol=0)
+    torch.testing.assert_close(after[1:], before[1:], rtol=0, atol=0)
+
+
+def test_hooks_see_the_model_and_the_rate_that_were_loaded(subspace):
+    model, other = network(), network(seed=4)
+    optimizer = SubspaceOptimizer(model, subspace, INNER["momentum"])
+    train(model, optimizer, range(3))
+    state = copy.deepcopy(optimizer.state_dict())
+    loading = SubspaceOptimizer(other, subspace, INNER["momentum"])
+    seen = []
+
+    def slower(o, given):
+        return {**given, "param_groups": [{**given["param_groups"][0], "lr": 0.01}]}
+
+    loading.register_load_state_dict_pre_hook(slower)
+    loading.register_load_state_dict_post_hook(lambda o: seen.append(flat(other.parameters())))
+    loading.load_state_dict(state)
+    assert torch.equal(seen[0], flat(model.parameters()))
+    assert loading.inner.param_groups[0]["lr"] == 0.01
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda o: o.param_groups[0]["params"].pop(),
+        lambda o: o.param_groups[0]["params"].reverse(),
+        lambda o: o.param_groups[0]["params"].append(nn.Parameter(torch.ones(2))),
+        lambda o: o.param_groups[0].update(params=[*network().parameters()]),
+        lambda o: o.param_groups.clear(),
+        lambda o: o.param_groups.append(dict(o.param_groups[0])),
+    ],
+)
+def test_other_parameters_in_the_groups_are_refused(subspace, change):
+    model = network()
+    optimizer = SubspaceOptimizer(model, subspace, INNER["adam"])
+    train(model, optimizer, [0])
+    group, params = optimizer.param_groups[0], [*optimizer.param_groups[0]["params"]]
+    change(optimizer)
+    before = flat(model.parameters())
+    loss_of(model, 1).backward()
+    with pytest.raises(RuntimeError, match="hold other parameters than it was made with"):
+        optimizer.step()
+    assert torch.equal(flat(model.parameters()), before)
+    group["params"] = list(params)  # a new list of the same is none
+    optimizer.param_groups = [group]
+    train(model, optimizer, [1])
+
+
+@pytest.mark.parametrize("shape", [(7, 6), (1, 6), (30,), (0,)])
+def test_another_size_is_refused(subspace, shape):
+    model = network()
+    optimizer = SubspaceOptimizer(model, subspace, INNER["adam"])
+    train(model, optimizer, [0])
+    loss_of(model, 1).backward()
+    kept, state = model[0].weight.data, copy.deepcopy(optimizer.inner.state_dict())
+    model[0].weight.data = torch.ones(shape, dtype=torch.float64)
+    with pytest.raises(RuntimeError, match=r"'0.weight' has shape .* now, in the subspace it has"):
+        optimizer.step()
+    model[0].weight.data = kept
+    model[0].weight.grad.data = torch.ones(shape, dtype=torch.float64)
+    with pytest.raises(RuntimeError, match=r"the gradient of '0.weight' has shape .* zero_grad"):
+        optimizer.step()
+    torch.testing.assert_close(optimizer.inner.state_dict(), state, rtol=0, atol=0)
+    optimizer.zero_grad()
+    train(model, optimizer, [1])
+
+
+def test_a_saved_state_is_a_snapshot(subspace):
+    model = network()
+    optimizer = SubspaceOptimizer(model, subspace, INNER["learned"])
+    train(model, optimizer, range(2))
+    state = optimizer.state_dict()
+    before = copy.deepcopy(state)
+    train(model, optimizer, range(2, 4))
+    assert torch.equal(state["coefficients"], before["coefficients"])
+    torch.testing.assert_close(state["inner"], before["inner"], rtol=0, atol=0)
+
+
 def test_a_state_brings_an_origin_of_its_own_to_the_same_directions(subspace):
     optimizer = SubspaceOptimizer(network(), subspace, INNER["momentum"], start="model")
     elsewhere = dataclasses.replace(subspace, origin=subspace.origin + 1)

@@ -24,6 +24,30 @@ CHUNK = 8192
 """Coordinates handled at once by a step on a CPU: the gates of a chunk then stay in the cache."""
 
 
+def require_weights(rule: LSTMRule, weights: Weights) -> None:
+    """Check that a rule's weights have the shapes that its fused forms read.
+
+    Raises:
+        ValueError: one is missing or of another shape.
+    """
+    high, inputs = 4 * rule.hidden, rule.feature_set.count
+    want: dict[str, tuple[int, ...]] = {}
+    for layer in range(rule.layers):
+        want[f"lstm{layer}.weight"] = (high, inputs + rule.hidden)
+        want[f"lstm{layer}.bias"] = (high,)
+        inputs = rule.hidden
+    want["head.weight"] = (1, rule.hidden)
+    if rule.bias:
+        want["head.bias"] = (1,)
+    for name, shape in want.items():
+        have = tuple(weights[name].shape) if name in weights else None
+        if have != shape:
+            raise ValueError(
+                f"weights do not fit {type(rule).__name__}: {name!r} should have shape {shape}, "
+                f"has {have}; give the weights of this rule"
+            )
+
+
 def pack(rule: LSTMRule, weights: Weights, dtype: torch.dtype, device: torch.device) -> Weights:
     """Weights ready for `step_`: cast, on the device, biases as columns, candidates doubled."""
     packed = {}

@@ -27,6 +27,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from stepsmith.kernels.lstm import require_weights
 from stepsmith.rules.base import Carry, State, Weights
 from stepsmith.rules.features import FEATURE_SETS, FRAMES, LARGEST_GRADIENT, FeatureSet
 from stepsmith.rules.lstm import LSTMRule
@@ -203,6 +204,7 @@ def packed_weights(rule: LSTMRule, weights: Weights) -> Tensor:
     """All numbers of the network, padded with zeros, a layer's bias (4U,), inputs (F or K, 4U) and
     hidden state (K, 4U) after the other, then the head (U,) and its bias; a unit's four gates side
     by side."""
+    require_weights(rule, weights)
     units, high, rows = rule.hidden, unit_columns(rule), dot_rows(rule)
     parts = []
 
@@ -279,14 +281,46 @@ class TritonAdvance:
             self._tables[numbers] = torch.tensor(numbers, dtype=torch.int64).to(self._device)
         return self._tables[numbers]
 
+    def _require(self, grad_CN: Tensor, state: State, carry: Carry) -> None:
+        """Check every tensor whose address the kernel is given, as it cannot look for itself."""
+        rule, shape, single = self._rule, tuple(grad_CN.shape), (torch.float32,)
+        numbers = ["exp_avg", "exp_avg_sq"] if self._set.has_moments else []
+        numbers = ["touched"] if not numbers and self._set.frame == "hold" else numbers
+        wants = [("the gradient", grad_CN, shape, single)]
+        wants += [(f"the state's {key!r}", state[key], shape, single) for key in numbers]
+        wants.append(("the state's 'step'", state["step"], (shape[0], 1), single))
+        kinds, wide = (carry["h0"].dtype,), (rule.hidden, grad_CN.numel())
+        if kinds[0] not in (torch.float32, torch.bfloat16):
+            kinds = (torch.float32, torch.bfloat16)
+        wants += [(f"carry {key!r}", carry[key], wide, kinds) for key in rule.carry_keys]
+        for what, tensor, want, dtypes in wants:
+            apart = not tensor.is_contiguous()
+            if what.startswith("carry"):  # its rows may lie apart
+                apart = apart and tensor.stride(-1) != 1 and tensor.shape[-1] > 1
+            there = tensor.device.type == self._device.type and tensor.dtype in dtypes
+            if tuple(tensor.shape) != want or apart or not there:
+                raise ValueError(
+                    f"backend 'triton': {what} should be contiguous, {want}, in "
+                    f"{' or '.join(map(str, dtypes))} on {self._device.type}, is "
+                    f"{tuple(tensor.shape)} with strides {tensor.stride()} in {tensor.dtype} on "
+                    f"{tensor.device}; give all tensors of one step for as many coordinates"
+                )
+
     def __call__(self, grad_CN: Tensor, param_CN: Tensor, state: State, carry: Carry) -> Tensor:
-        """Advance `state` (float32) and `carry` (float32 or bfloat16); returns the steps (C, N)."""
-        state["step"] += 1
+        """Advance `state` (float32) and `carry` (float32 or bfloat16); returns the steps (C, N).
+
+        Raises:
+            ValueError: a tensor of another dtype, device or shape, or one whose numbers lie apart;
+                nothing has changed.
+        """
         grad_CN = grad_CN.contiguous()
         delta_CN = torch.empty_like(grad_CN)
         total = grad_CN.numel()
         if total == 0:
+            state["step"] += 1
             return delta_CN
+        self._require(grad_CN, state, carry)
+        state["step"] += 1
         rule, moments = self._rule, self._set.moments
         first = state.get("exp_avg", state.get("touched", delta_CN))
         second = state.get("exp_avg_sq", delta_CN)

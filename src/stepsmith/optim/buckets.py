@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from operator import is_
 from typing import Any
 
 import torch
@@ -29,9 +30,20 @@ class Member:
     param: Tensor
     index: int
     span: slice
+    shape: torch.Size
+    dtype: torch.dtype
     steps: int
     state: dict[str, Any]
     views: dict[str, Tensor]
+    held: tuple[Any, ...] = ()
+    """All values of the entry in their order, which are fast to compare."""
+
+    def holds_views(self) -> bool:
+        """Whether the entry still holds the views, whatever else has changed in it."""
+        held = all(self.state.get(key) is view for key, view in self.views.items())
+        if held:
+            self.held = tuple(self.state.values())
+        return held
 
 
 class Bucket:
@@ -39,9 +51,9 @@ class Bucket:
 
     Args:
         rule: the rule.
-        params: the members; none is empty.
+        params: the members; none is empty, and one listed again steps again.
         entries: `optimizer.state[p]` of each; filled with views, from what it holds already (after
-            loading) or afresh.
+            loading) or afresh. What it holds fits the rule (`EntryForm.misfit`).
         carry_dtype: of the carry; None is the statistics'.
     """
 
@@ -61,37 +73,52 @@ class Bucket:
         self.carry: Carry = {}
         self._advance: kernels.Advance | None = None
         self._network: NetworkStep | None = None
-        # Long tensors from the start: joining the members' own would need twice the memory.
-        total = sum(param.numel() for param in params)
-        self.carry = rule.init_carry(total, dtype=self.carry_dtype, device=self.device)
-        units = rule.units
-        self._fresh = {} if units is None else units.init(1, dtype=self.dtype, device=self.device)
-        numbers: list[State] = []
-        end = 0
-        for param, entry in zip(params, entries, strict=True):
-            span = slice(end, end + param.numel())
-            end = span.stop
-            numbers.append(self._fill(param, span, entry, total))
-            index, steps = len(self.members), int(numbers[-1]["step"])
-            self.members.append(Member(param, index, span, steps, entry, {}))
-        # Moved in place, so that a captured CUDA graph counts on: one number a member.
-        self.per_tensor = {key: torch.stack([n[key] for n in numbers]) for key in rule.per_tensor}
-        self.measures = {key: torch.stack([n[key] for n in numbers]) for key in self._fresh}
-        for member in self.members:
-            self._expose(member)
+        self._again: list[Member] = []
+        self._grads: list[Tensor | None] = []
+        units, numbers, known, end = rule.units, [], {}, 0
+        # Tensors made in inference mode could not be written to outside of it.
+        with torch.inference_mode(False), torch.no_grad():
+            # Long tensors from the start: joining the members' own would need twice the memory.
+            total = sum(param.numel() for param in {id(param): param for param in params}.values())
+            self.carry = rule.init_carry(total, dtype=self.carry_dtype, device=self.device)
+            self._fresh = (
+                {} if units is None else units.init(1, dtype=self.dtype, device=self.device)
+            )
+            for param, entry in zip(params, entries, strict=True):
+                if id(param) in known:
+                    self._again.append(known[id(param)])
+                    continue
+                span = slice(end, end + param.numel())
+                end = span.stop
+                numbers.append(self._fill(param, span, entry, total))
+                member = Member(
+                    param, len(self.members), span, param.shape, param.dtype,
+                    int(numbers[-1]["step"]), entry, {},
+                )  # fmt: skip
+                known[id(param)] = member
+                self.members.append(member)
+            # Moved in place, so that a captured CUDA graph counts on: one number a member.
+            self.per_tensor = {
+                key: torch.stack([n[key] for n in numbers]) for key in rule.per_tensor
+            }
+            self.measures = {key: torch.stack([n[key] for n in numbers]) for key in self._fresh}
+            for member in self.members:
+                self._expose(member)
+        self.settle()
 
     def _fill(self, param: Tensor, span: slice, entry: dict[str, Any], total: int) -> State:
         """Write one parameter's state and carry, from its entry or afresh; returns its numbers for
         `Rule.per_tensor` and `Rule.units`."""
         state = self.rule.init_state(param.detach().reshape(-1).to(self.dtype))
-        if entry:
+        loaded = "step" in entry
+        if loaded:
             for key, fresh in state.items():
-                state[key] = entry[key].reshape(fresh.shape).to(fresh)
+                state[key] = torch.as_tensor(entry[key]).reshape(fresh.shape).to(fresh)
             for key, value in self.carry.items():
                 value[:, span] = entry[key].movedim(-1, 0).reshape(len(value), -1)
         numbers = {key: state.pop(key) for key in self.rule.per_tensor}
         numbers |= {
-            key: entry[key].reshape(()).to(fresh) if entry else fresh[0]
+            key: torch.as_tensor(entry[key]).reshape(()).to(fresh) if loaded else fresh[0]
             for key, fresh in self._fresh.items()
         }
         for key, value in state.items():
@@ -110,36 +137,84 @@ class Bucket:
             view = value[:, member.span].view(len(value), *shape)
             member.views[key] = view.movedim(0, -1)
         member.state.update(member.views)
+        member.held = tuple(member.state.values())
 
     def note(self, measures: State) -> None:
         """Let every member's state say what the whole optimizee measures: (1,) tensors."""
         for key, value in self.measures.items():
             value.copy_(measures[key].expand_as(value))
 
-    def intact(self, state: Any) -> bool:
-        """Whether `optimizer.state` still holds this bucket's views (loading replaces them)."""
-        return all(
-            state.get(member.param) is member.state
-            and all(member.state.get(key) is view for key, view in member.views.items())
-            for member in self.members
-        )
+    def _written(self) -> list[int]:
+        """How often the numbers that are known here too have been written to."""
+        return [v._version for v in (*self.per_tensor.values(), *self.measures.values())]
 
-    def runs(self, active: set[int]) -> Iterator[list[Member]]:
-        """Neighbouring members with a gradient and the same number of steps.
+    def settle(self) -> None:
+        """Note that all that was written so far is known here."""
+        self._known = self._written()
+
+    def look(self, state: Any) -> bool:
+        """Take the members' gradients, unless the bucket must be made anew: where `optimizer.state`
+        no longer holds its views (loading replaces them) or its numbers were written to, or a
+        parameter was moved or cast.
+
+        Raises:
+            RuntimeError: a parameter of another size than its state, or a gradient that does not
+                fit its parameter.
+        """
+        self._grads = grads = []
+        for member in self.members:
+            param, entry = member.param, state.get(member.param)
+            if entry is not member.state:
+                return False
+            same = len(entry) == len(member.held) and all(map(is_, entry.values(), member.held))
+            if not same and not member.holds_views():
+                return False
+            grad = param.grad
+            if grad is not None:
+                if param.dtype is not member.dtype or param.device != self.device:
+                    return False
+                require_gradient(param, grad)
+                if param.shape != member.shape:
+                    raise RuntimeError(
+                        f"LearnedOptimizer: a parameter has shape {tuple(param.shape)}, its state "
+                        f"was made for {tuple(member.shape)}; delete optimizer.state[parameter] to "
+                        "start it afresh"
+                    )
+            grads.append(grad)
+        return self._known == self._written()
+
+    def release(self, kept: set[int]) -> None:
+        """Give the entries of all but the parameters with `kept` ids tensors of their own, which
+        do not hold on to the bucket's memory."""
+        for member in self.members:
+            if id(member.param) not in kept:
+                for key, view in member.views.items():
+                    if member.state.get(key) is view:
+                        member.state[key] = view.clone()
+
+    def runs(self) -> Iterator[tuple[list[Member], list[Tensor]]]:
+        """Neighbouring members with a gradient and the same number of steps, and the gradients
+        that `look` took, once.
 
         A rule that couples coordinates sees every tensor alone.
         """
         run: list[Member] = []
-        for member in self.members:
-            joins = id(member.param) in active
-            alone = self.rule.coupling != "none"
-            if run and (not joins or alone or run[-1].steps != member.steps):
-                yield run
-                run = []
-            if joins:
+        taken: list[Tensor] = []
+        grads, self._grads = self._grads, []
+        alone = self.rule.coupling != "none"
+        for member, grad in zip(self.members, grads, strict=True):
+            if run and (grad is None or alone or run[-1].steps != member.steps):
+                yield run, taken
+                run, taken = [], []
+            if grad is not None:
                 run.append(member)
+                taken.append(grad)
         if run:
-            yield run
+            yield run, taken
+        for member in self._again:
+            grad = grads[member.index]
+            if grad is not None:
+                yield [member], [grad]
 
     @torch.no_grad()
     def step(self, run: list[Member], weights: Weights, backend: str, grad_n: Tensor) -> Tensor:
@@ -151,8 +226,7 @@ class Bucket:
             backend: that makes the step.
             grad_n: the members' gradients, flat and joined, in the statistics' dtype.
         """
-        rule, end = self.rule, run[0].span.start + len(grad_n)
-        span = slice(run[0].span.start, end)
+        rule, span = self.rule, slice(run[0].span.start, run[-1].span.stop)
         param_n = grad_n
         if rule.reads_param:
             param_n = torch.cat([m.param.detach().reshape(-1).to(self.dtype) for m in run])
@@ -186,3 +260,22 @@ class Bucket:
         for member in run:
             member.steps += 1
         return delta_n
+
+
+def require_gradient(param: Tensor, grad: Tensor) -> None:
+    """Check that a parameter can be moved by a gradient.
+
+    Raises:
+        RuntimeError: a sparse one, or one of another shape or device.
+    """
+    if grad.layout is not torch.strided:
+        raise RuntimeError(
+            "LearnedOptimizer does not support sparse gradients; use Embedding(sparse=False), or "
+            "torch.optim.SparseAdam for these parameters"
+        )
+    if grad.shape != param.shape or grad.device != param.device:
+        raise RuntimeError(
+            f"LearnedOptimizer: a gradient has shape {tuple(grad.shape)} on {grad.device}, its "
+            f"parameter has {tuple(param.shape)} on {param.device}; call zero_grad() after setting "
+            "a parameter's data, then backward()"
+        )

@@ -6,7 +6,11 @@ import hashlib
 import json
 import math
 import warnings
-from collections.abc import Callable, Iterable
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping
+from functools import cached_property
+from numbers import Real
+from operator import is_
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +19,17 @@ from torch import Tensor
 
 from stepsmith import kernels
 from stepsmith.hub import TrainedRule, as_trained
-from stepsmith.optim.buckets import Bucket, Member
-from stepsmith.optim.loading import seen_after_hooks
+from stepsmith.optim.buckets import Bucket, Member, require_gradient
+from stepsmith.optim.entries import EntryForm
+from stepsmith.optim.loading import keep_uncompiled, require_groups, within_hooks
 from stepsmith.rules.base import Rule, State, require_choice, statistics_dtype
 from stepsmith.rules.units import norms
 
 FAR = 10
 """A rule run beyond this many times its horizon says so."""
+
+_OPTIONS = ("lr", "weight_decay", "maximize", "rule")
+"""Of a parameter group."""
 
 
 class LearnedOptimizer(torch.optim.Optimizer):
@@ -47,12 +55,15 @@ class LearnedOptimizer(torch.optim.Optimizer):
             `docs/5-speed.md`.
 
     Raises:
-        ValueError: negative or non-finite lr or weight_decay, complex parameters, unknown choices,
-            no parameters.
+        ValueError: negative or non-finite lr or weight_decay, tensors of them with several
+            elements, complex parameters, unknown choices, no parameters.
+        TypeError: lr or weight_decay that are no numbers.
         CheckpointError: a rule that cannot be loaded.
 
     `state[p]` holds plain tensors: statistics in the parameter's shape, the recurrent state in that
-    shape with the units last. Statistics are float32, or float64 where the parameter is.
+    shape with the units last. Statistics are float32, or float64 where the parameter is. State goes
+    with its parameter: groups may be changed, split, merged and reordered between steps. A
+    parameter without an entry in `state` starts afresh; what is written into an entry counts.
 
     >>> model = torch.nn.Linear(3, 1)
     >>> optimizer = LearnedOptimizer(model.parameters(), "mlp-mnist")
@@ -87,11 +98,18 @@ class LearnedOptimizer(torch.optim.Optimizer):
         self._mark = _mark(self.trained)
         own = {"lr": lr, "weight_decay": weight_decay, "maximize": maximize, "rule": self._mark}
         super().__init__(params, own)
+        keep_uncompiled(type(self))
 
     def _forget(self) -> None:
         """Drop everything derived from `state`."""
+        self._held: list[tuple[Tensor, ...]] = []  # each group's parameters
         self._buckets: list[list[Bucket]] = []
+        self._waiting: list[list[Tensor]] = []  # parameters without a bucket
         self._measures: State = {}
+
+    @cached_property
+    def _form(self) -> EntryForm:
+        return EntryForm(self.trained.rule)
 
     def __getstate__(self) -> dict[str, Any]:
         # Optimizer keeps only defaults, state and groups when it is copied or pickled.
@@ -103,18 +121,22 @@ class LearnedOptimizer(torch.optim.Optimizer):
     def __setstate__(self, state: dict[str, Any]) -> None:
         self._forget()
         super().__setstate__(state)
+        keep_uncompiled(type(self))
+        # A state may be from before there was one of these options.
+        for group in self.param_groups:
+            for key in _OPTIONS:
+                group.setdefault(key, self.defaults[key])
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add parameters, with their own lr and weight decay if wanted.
 
         Raises:
-            ValueError: a negative or non-finite lr or weight_decay, or complex or distributed
-                parameters.
+            ValueError: a negative or non-finite lr or weight_decay, a tensor of them with several
+                elements, or complex or distributed parameters.
+            TypeError: lr or weight_decay that are no numbers, or a group that is no dictionary.
         """
-        for key in ("lr", "weight_decay"):
-            value = param_group.get(key, self.defaults[key])
-            if not 0 <= float(value) < math.inf:
-                raise ValueError(f"LearnedOptimizer: {key} must be finite and >= 0, got {value!r}")
+        if isinstance(param_group, dict):  # where not, Optimizer.add_param_group says so
+            _require_options({**self.defaults, **param_group})
         super().add_param_group(param_group)
         for param in self.param_groups[-1]["params"]:
             refused = _refused(param)
@@ -122,47 +144,109 @@ class LearnedOptimizer(torch.optim.Optimizer):
                 self.param_groups.pop()
                 raise ValueError(f"LearnedOptimizer: {refused}")
 
+    def state_dict(self) -> dict[str, Any]:
+        """The state of all parameters of the groups, and the options of these.
+
+        Returns:
+            As `torch.optim.Optimizer.state_dict`; the state's tensors are copies, contiguous and
+            without shared memory, so that any of them may be saved by itself.
+        """
+        kept: list[Any] = []
+
+        def copied(_: Any) -> None:
+            # Optimizer.state_dict knows no number for a parameter that has left the groups.
+            members = {id(param) for group in self.param_groups for param in group["params"]}
+            kept.append(self.state)
+            self.state = defaultdict(dict)
+            for param, entry in kept[0].items():
+                if not isinstance(param, Tensor):
+                    self.state[param] = entry
+                elif id(param) in members:
+                    self.state[param] = {
+                        key: _own(value) if isinstance(value, Tensor) else value
+                        for key, value in entry.items()
+                    }
+
+        def restored(*_: Any) -> None:
+            self.state = kept.pop()
+
+        try:
+            with within_hooks(self, "state_dict", copied, restored):
+                return super().state_dict()
+        finally:
+            if kept:
+                restored()
+
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load a state, every tensor in the dtype it was saved in, on its parameter's device.
 
+        Options that a group of the state lacks are as they were given to this optimizer.
+
         Raises:
-            ValueError: the state of another rule or of other parameters; nothing has changed.
+            ValueError: the state of another rule or of other parameters, options that cannot be, or
+                a state with numbers that cannot be: nan, infinity, negative second moments or
+                steps. Nothing has changed.
+            TypeError: no dictionary, or options that are no numbers.
         """
-        with seen_after_hooks(self, self._require_fit) as seen:
+        if not isinstance(state_dict, dict):
+            raise TypeError(
+                "LearnedOptimizer: load_state_dict takes a dictionary from state_dict(), got "
+                f"{type(state_dict).__name__}"
+            )
+        loaded: list[Mapping[str, Any]] = []  # in the order of the groups' parameters
+
+        def checked(_: Any, loading: dict[str, Any]) -> dict[str, Any]:
+            require_groups("LearnedOptimizer", loading, ("state",))
+            state = {
+                key: {name: _tensor(value) for name, value in entry.items()}
+                if isinstance(entry, dict)
+                else entry
+                for key, entry in loading["state"].items()
+            }
+            loading = {**loading, "state": state}
+            self._require_fit(loading)
+            ids = [key for group in loading["param_groups"] for key in group["params"]]
+            loaded.extend(state.get(key, {}) for key in ids)
+            return loading
+
+        def settled(_: Any) -> None:
+            # Optimizer.load_state_dict casts state to the parameter's dtype, which would round
+            # float32 statistics of a bfloat16 parameter.
+            params = [param for group in self.param_groups for param in group["params"]]
+            for entry, param in zip(loaded, params, strict=True):
+                for name, value in entry.items():
+                    if isinstance(value, Tensor):
+                        value = value.detach().to(param.device, copy=True)
+                    self.state[param][name] = value
+            self._forget()
+
+        with within_hooks(self, "load_state_dict", checked, settled):
             super().load_state_dict(state_dict)
-        (loaded,) = seen
-        for group in self.param_groups:  # states saved before groups told their rule
-            group.setdefault("rule", self._mark)
-        # Optimizer.load_state_dict casts state to the parameter's dtype, which would round float32
-        # statistics of a bfloat16 parameter.
-        saved_ids = [key for group in loaded["param_groups"] for key in group["params"]]
-        params = [param for group in self.param_groups for param in group["params"]]
-        for key, param in zip(saved_ids, params, strict=True):
-            for name, value in loaded["state"].get(key, {}).items():
-                if isinstance(value, Tensor):
-                    self.state[param][name] = value.detach().to(param.device, copy=True)
-        self._forget()
 
     def _require_fit(self, loading: dict[str, Any]) -> None:
-        rule, one = self.trained.rule, torch.zeros(1)
-        units: dict[str, tuple[int, ...]] = dict.fromkeys(rule.init_state(one), ())
-        units |= {key: (len(value),) for key, value in rule.init_carry(1).items()}
-        whole = rule.per_tensor | set(rule.units.init(1) if rule.units else ())
-        units |= dict.fromkeys(whole, ())
+        for group in loading["param_groups"]:
+            _require_options({**self.defaults, **group})
         saved_ids = [key for group in loading["param_groups"] for key in group["params"]]
         params = [param for group in self.param_groups for param in group["params"]]
         # Where the groups differ in size, Optimizer.load_state_dict says so.
         for key, param in zip(saved_ids, params, strict=False):
-            entry = loading["state"].get(key)
-            for name, tail in units.items() if entry else ():
-                want = () if name in whole else (*param.shape, *tail)
-                have = tuple(entry[name].shape) if name in entry else None
-                if have != want:
-                    raise ValueError(
-                        f"LearnedOptimizer: state {name!r} of parameter {key} should have shape "
-                        f"{want} for rule {self.trained.name!r}, has {have}; load a state into the "
-                        "rule and the parameters it was saved with"
-                    )
+            entry = loading["state"].get(key, {})
+            if entry == {}:
+                continue
+            known = isinstance(entry, dict)
+            misfit = self._form.misfit(entry, param.shape) if known else "is no dictionary"
+            if misfit:
+                raise ValueError(
+                    f"LearnedOptimizer: state of parameter {key}: {misfit}, for rule "
+                    f"{self.trained.name!r}; load a state into the rule and the parameters it was "
+                    "saved with"
+                )
+            unsound = self._form.unsound(entry)
+            if unsound:
+                raise ValueError(
+                    f"LearnedOptimizer: state of parameter {key}: {unsound}; the state is damaged, "
+                    "load another"
+                )
         if any(group.get("rule", self._mark) != self._mark for group in loading["param_groups"]):
             raise ValueError(
                 f"LearnedOptimizer: the state was saved with another rule than "
@@ -181,7 +265,9 @@ class LearnedOptimizer(torch.optim.Optimizer):
             What the closure returned, or None.
 
         Raises:
-            RuntimeError: sparse gradients.
+            RuntimeError: sparse gradients, a parameter of another size than its state, or a state
+                that does not fit the rule; nothing has changed.
+            ValueError: a parameter that is in several groups.
             FloatingPointError: a non-finite gradient where `nonfinite="refuse"`.
         """
         loss = None
@@ -192,9 +278,11 @@ class LearnedOptimizer(torch.optim.Optimizer):
         work: list[tuple[dict[str, Any], Bucket, list[Member], Tensor]] = []
         for group, buckets in zip(self.param_groups, self._buckets, strict=True):
             for bucket in buckets:
-                active = {id(m.param) for m in bucket.members if m.param.grad is not None}
-                for run in bucket.runs(active):
-                    work.append((group, bucket, run, self._gradient(bucket, run)))
+                for run, grads in bucket.runs():
+                    # Joined first: fewer operations on small tensors.
+                    flat = [grad.reshape(-1) for grad in grads]
+                    grad_n = flat[0] if len(flat) == 1 else torch.cat(flat)
+                    work.append((group, bucket, run, grad_n.detach().to(bucket.dtype)))
         if self.nonfinite != "ignore" and not all(_all_finite(g) for *_, g in work):
             self._meet_nonfinite()
             return loss
@@ -209,6 +297,9 @@ class LearnedOptimizer(torch.optim.Optimizer):
                 delta_n = delta_n * factors[1].to(delta_n)
             self._apply(group, run, delta_n)
             self._check_horizon(run[0].steps)
+        for buckets in self._buckets:
+            for bucket in buckets:
+                bucket.settle()
         return loss
 
     def _measure(self, grads: list[Tensor]) -> tuple[Tensor, Tensor] | None:
@@ -235,14 +326,6 @@ class LearnedOptimizer(torch.optim.Optimizer):
             bucket.note(self._measures)
         return seen, gain
 
-    def _gradient(self, bucket: Bucket, run: list[Member]) -> Tensor:
-        grads = []
-        for member in run:
-            grad = member.param.grad
-            assert grad is not None
-            grads.append(grad.detach().reshape(-1).to(bucket.dtype))
-        return grads[0] if len(grads) == 1 else torch.cat(grads)
-
     def _apply(self, group: dict[str, Any], run: list[Member], delta_n: Tensor) -> None:
         lr, decay = float(group["lr"]), float(group["weight_decay"])
         params = [member.param for member in run]
@@ -255,32 +338,97 @@ class LearnedOptimizer(torch.optim.Optimizer):
         torch._foreach_add_(params, deltas, alpha=lr)  # pyright: ignore[reportPrivateImportUsage]
 
     def _sync_buckets(self) -> None:
-        """Make buckets for new parameters; rebuild those whose state was replaced."""
-        del self._buckets[len(self.param_groups) :]
-        for index, group in enumerate(self.param_groups):
-            if index == len(self._buckets):
-                self._buckets.append([])
-            kept = [bucket for bucket in self._buckets[index] if bucket.intact(self.state)]
-            if len(kept) < len(self._buckets[index]):
-                self._measures = {}
-            known = {id(member.param) for bucket in kept for member in bucket.members}
-            fresh: dict[tuple[torch.device, torch.dtype], list[Tensor]] = {}
-            for param in group["params"]:
-                if param.grad is None:
-                    continue
-                if param.grad.layout != torch.strided:
-                    raise RuntimeError(
-                        "LearnedOptimizer does not support sparse gradients; use "
-                        "Embedding(sparse=False), or torch.optim.SparseAdam for these parameters"
+        """Make the buckets follow the groups and `state`, and take the gradients.
+
+        A bucket holds parameters of a group that have a gradient or a state. Where something has
+        changed it is made anew, from what `state` says.
+        """
+        held = [tuple(group["params"]) for group in self.param_groups]
+        dropped: list[Bucket] = []
+        changed: set[int] = set()
+        if len(held) != len(self._held) or not all(map(_same, held, self._held)):
+            dropped, changed = self._regroup(held)
+        for index, buckets in enumerate(self._buckets):
+            kept = [bucket for bucket in buckets if bucket.look(self.state)]
+            if len(kept) < len(buckets):
+                dropped += [bucket for bucket in buckets if bucket not in kept]
+                changed.add(index)
+                self._buckets[index] = kept
+            if index in changed:
+                known = {id(member.param) for bucket in kept for member in bucket.members}
+                self._waiting[index] = [p for p in held[index] if id(p) not in known]
+            if self._waiting[index]:
+                self._admit(index, index in changed)
+        if dropped:
+            # Not kept: the measures are those of the parameters that are there.
+            self._measures = {}
+            members = {id(m.param) for group in self._buckets for b in group for m in b.members}
+            for bucket in dropped:
+                bucket.release(members)
+        # Numbers made in inference mode cannot be written to outside of it.
+        if any(value.is_inference() for value in self._measures.values()):
+            self._measures = {}
+
+    def _regroup(self, held: list[tuple[Tensor, ...]]) -> tuple[list[Bucket], set[int]]:
+        """Give every group the buckets of exactly its parameters; returns those that are left, and
+        the groups that have none."""
+        owners: dict[int, int] = {}
+        for index, params in enumerate(held):
+            for param in params:
+                if owners.setdefault(id(param), index) != index:
+                    raise ValueError(
+                        f"LearnedOptimizer: a parameter of shape {tuple(param.shape)} is in groups "
+                        f"{owners[id(param)]} and {index}; a parameter has one group"
                     )
-                if param.numel() == 0 or id(param) in known:
-                    continue
+                refused = _refused(param)
+                if refused:
+                    raise ValueError(f"LearnedOptimizer: {refused}")
+        were = {
+            tuple(map(id, params)): (buckets, waiting)
+            for params, buckets, waiting in zip(
+                self._held, self._buckets, self._waiting, strict=True
+            )
+        }
+        found = [were.pop(tuple(map(id, params)), None) for params in held]
+        self._held = held
+        self._buckets = [[] if one is None else one[0] for one in found]
+        self._waiting = [[] if one is None else one[1] for one in found]
+        left = [bucket for buckets, _ in were.values() for bucket in buckets]
+        return left, {index for index, one in enumerate(found) if one is None}
+
+    def _admit(self, index: int, adopt: bool) -> None:
+        """Make buckets for a group's parameters that have none and have a gradient; with `adopt`
+        for those that have a state, too."""
+        fresh: dict[tuple[torch.device, torch.dtype], list[Tensor]] = {}
+        for param in self._waiting[index]:
+            grad = param.grad
+            if grad is None and not adopt:
+                continue
+            if grad is not None:
+                require_gradient(param, grad)
+            entry = self.state.get(param) or {}
+            known = any(name in entry for name in self._form.names)
+            misfit = self._form.misfit(entry, param.shape) if known else ""
+            if grad is None and (misfit or not known):
+                continue
+            if misfit:
+                raise RuntimeError(
+                    f"LearnedOptimizer: optimizer.state of a parameter: {misfit}; put back what "
+                    "was there, or delete the entry to start the parameter afresh"
+                )
+            if param.numel():
                 key = (param.device, statistics_dtype(param.dtype))
                 fresh.setdefault(key, []).append(param)
-            for params in fresh.values():
-                entries = [self.state[param] for param in params]
-                kept.append(Bucket(self.trained.rule, params, entries, self.carry_dtype))
-            self._buckets[index] = kept
+        if not fresh:
+            return
+        made: set[int] = set()
+        for params in fresh.values():
+            entries = [self.state.setdefault(param, {}) for param in params]
+            bucket = Bucket(self.trained.rule, params, entries, self.carry_dtype)
+            bucket.look(self.state)
+            self._buckets[index].append(bucket)
+            made |= set(map(id, params))
+        self._waiting[index] = [p for p in self._waiting[index] if id(p) not in made]
 
     def _meet_nonfinite(self) -> None:
         if self.nonfinite == "refuse":
@@ -309,6 +457,41 @@ class LearnedOptimizer(torch.optim.Optimizer):
         if key not in self._warned:
             self._warned.add(key)
             warnings.warn(message, RuntimeWarning, stacklevel=4)
+
+
+def _same(one: tuple[Any, ...], two: tuple[Any, ...]) -> bool:
+    return len(one) == len(two) and all(map(is_, one, two))
+
+
+def _own(value: Tensor) -> Tensor:
+    """A contiguous copy."""
+    return value.detach().clone(memory_format=torch.contiguous_format)
+
+
+def _tensor(value: Any) -> Any:
+    """Numbers of Python or numpy as a tensor: a count of steps may have been saved as one."""
+    numbers = isinstance(value, Real) or hasattr(value, "__array__")
+    return torch.as_tensor(value) if numbers and not isinstance(value, Tensor) else value
+
+
+def _require_options(options: Mapping[str, Any]) -> None:
+    for key in ("lr", "weight_decay"):
+        value = options[key]
+        if isinstance(value, Tensor):
+            if value.numel() != 1:
+                raise ValueError(
+                    f"LearnedOptimizer: Tensor {key} must be 1-element, has shape "
+                    f"{tuple(value.shape)}; give groups of their own to parameters that differ"
+                )
+            number = value.detach().item()
+        else:  # numpy's, too
+            number = value.item() if hasattr(value, "__array__") else value
+        if isinstance(number, bool) or not isinstance(number, Real):
+            raise TypeError(
+                f"LearnedOptimizer: {key} must be a number or a tensor of one, got {value!r}"
+            )
+        if not 0 <= float(number) < math.inf:
+            raise ValueError(f"LearnedOptimizer: {key} must be finite and >= 0, got {value!r}")
 
 
 def _refused(param: Tensor) -> str:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from stepsmith import store
-from stepsmith.optim.loading import seen_after_hooks
+from stepsmith.optim.loading import keep_uncompiled, require_groups, within_hooks
 from stepsmith.rules.base import require_choice
 from stepsmith.subspace import Subspace, products
 from stepsmith.subspace.layout import NamedParams, members
@@ -107,6 +107,8 @@ class SubspaceOptimizer(torch.optim.Optimizer):
         self._closed = False
         super().__init__(params, dict(self.inner.defaults))
         self._closed = True
+        self._members = tuple(params)
+        keep_uncompiled(type(self))
         self._claim_state()
         self._hand_back()
         self._place()
@@ -122,8 +124,12 @@ class SubspaceOptimizer(torch.optim.Optimizer):
 
     def __getstate__(self) -> dict[str, Any]:
         # Optimizer keeps only defaults, state and groups when it is copied or pickled.
-        kept = ("subspace", "coefficients", "inner", "_origin", "_closed", "_handed")
+        kept = ("subspace", "coefficients", "inner", "_origin", "_closed", "_handed", "_members")
         return {**super().__getstate__(), **{key: self.__dict__[key] for key in kept}}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        keep_uncompiled(type(self))
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Refused once the optimizer is made: the basis says which parameters it moves.
@@ -150,17 +156,55 @@ class SubspaceOptimizer(torch.optim.Optimizer):
             What `inner` returns: the closure's loss, or None.
 
         Raises:
-            RuntimeError: sparse gradients, a parameter frozen or moved to another device since the
-                optimizer was made, or options set on `inner` in place of this optimizer.
+            RuntimeError: sparse gradients, a parameter frozen, resized or moved to another device
+                since the optimizer was made, other parameters in its groups, or options set on
+                `inner` in place of this optimizer.
         """
+        self._require_members()
         self._hand_over()
         if closure is None:
             self._project()
-            loss = self.inner.step()
+            loss = self._step_inner(())
         else:
-            loss = self.inner.step(self._within(closure))  # pyright: ignore[reportArgumentType]
+            loss = self._step_inner((self._within(closure),))
         self._hand_back()
         self._place()
+        return loss
+
+    def _require_members(self) -> None:
+        groups = self.param_groups
+        if len(groups) != 1 or list(map(id, groups[0]["params"])) != list(map(id, self._members)):
+            raise RuntimeError(
+                "SubspaceOptimizer: its parameter groups hold other parameters than it was made "
+                "with, and the basis says which it moves; put them back, or make a subspace of "
+                "these and a new optimizer"
+            )
+        for name, shape, param in zip(
+            self.subspace.layout.names, self.subspace.layout.shapes, self._members, strict=True
+        ):
+            if param.shape != shape:
+                raise RuntimeError(
+                    f"SubspaceOptimizer: {name!r} has shape {tuple(param.shape)} now, in the "
+                    f"subspace it has {shape}; set data of the same shape, or make a subspace of "
+                    "the model as it is and a new optimizer"
+                )
+
+    def _step_inner(self, args: tuple[Any, ...]) -> Any:
+        """Let `inner` make its step, with the hooks registered on it. Hooks for the steps of all
+        optimizers run for this one; for `inner`, too, they would run twice a step."""
+        inner, kwargs = self.inner, {}
+        step = None if "step" in vars(inner) else _without_hooks(type(inner).step)
+        if step is None:
+            return inner.step(*args)
+        args = (inner, *args)
+        with torch.profiler.record_function(f"Optimizer.step#{type(inner).__name__}.step"):
+            for before in inner._optimizer_step_pre_hooks.values():
+                changed = before(inner, args, kwargs)
+                if changed is not None:
+                    args, kwargs = changed
+            loss = step(*args, **kwargs)
+            for after in inner._optimizer_step_post_hooks.values():
+                after(inner, args, kwargs)
         return loss
 
     def _within(self, closure: Callable[[], Any]) -> Callable[[], Any]:
@@ -197,6 +241,12 @@ class SubspaceOptimizer(torch.optim.Optimizer):
                 raise RuntimeError(
                     "SubspaceOptimizer does not support sparse gradients; use "
                     "Embedding(sparse=False)"
+                )
+            if grad is not None and grad.shape != param.shape:
+                raise RuntimeError(
+                    f"SubspaceOptimizer: the gradient of {name!r} has shape {tuple(grad.shape)}, "
+                    f"the parameter has {tuple(param.shape)}; call zero_grad() after setting its "
+                    "data, then backward()"
                 )
             if param.device != self.subspace.device:
                 raise RuntimeError(
@@ -237,49 +287,60 @@ class SubspaceOptimizer(torch.optim.Optimizer):
     def state_dict(self) -> dict[str, Any]:  # type: ignore[override]
         """Everything the next steps depend on but the subspace, of which there is only a mark: c,
         the state of `inner`, options; the origin too where it is not the subspace's own."""
-        found = {
-            **super().state_dict(),
-            "state": {},
-            "coefficients": self.coefficients.detach(),
-            "inner": self.inner.state_dict(),
-            "optimizer": type(self.inner).__name__,
-            "subspace": _mark(self.subspace, with_origin=self._origin is None),
-        }
-        if self._origin is not None:
-            found["origin"] = self._origin
-        return found
+
+        def completed(_: Any, found: dict[str, Any]) -> None:
+            found["state"] = {}
+            found["coefficients"] = self.coefficients.detach().clone()
+            found["inner"] = self.inner.state_dict()
+            found["optimizer"] = type(self.inner).__name__
+            found["subspace"] = _mark(self.subspace, with_origin=self._origin is None)
+            if self._origin is not None:
+                found["origin"] = self._origin
+
+        with within_hooks(self, "state_dict", lambda _: None, completed):
+            return super().state_dict()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load a state, and set the model's parameters to what it says.
 
         Raises:
             ValueError: the state of another optimizer, of another subspace, or of other
-                parameters.
+                parameters, or coefficients that are not finite; nothing has changed.
         """
-        with seen_after_hooks(self, self._load_inner) as seen:
-            super().load_state_dict(state_dict)
-        self._claim_state()
-        (loaded,) = seen
-        with torch.no_grad():
-            self.coefficients.copy_(loaded["coefficients"])
-            if "origin" in loaded:
-                self._origin = loaded["origin"].to(self.subspace.origin, copy=True)
-            else:
-                self._origin = None
-            self._place()
+        inner = self.inner
+        kept = {"state": inner.state, "param_groups": inner.param_groups}
+        loaded: list[dict[str, Any]] = []
 
-    def _load_inner(self, loading: dict[str, Any]) -> None:
-        self._require_state(loading)
-        self.inner.load_state_dict(loading["inner"])
-        self._handed = _options(self.inner)
+        def checked(_: Any, loading: dict[str, Any]) -> None:
+            self._require_state(loading)
+            inner.load_state_dict(loading["inner"])
+            loaded.append(loading)
+
+        @torch.no_grad()
+        def settled(_: Any) -> None:
+            (loading,) = loaded
+            self._claim_state()
+            self.coefficients.copy_(loading["coefficients"])
+            self._origin = None
+            if "origin" in loading:
+                self._origin = loading["origin"].to(self.subspace.origin, copy=True)
+            for name, value in _options(inner).items():  # those the saved group lacks
+                self.param_groups[0].setdefault(name, value)
+            inner.param_groups[0].update(_options(self))
+            self._handed = _options(inner)
+            self._place()
+            loaded.clear()
+
+        try:
+            with within_hooks(self, "load_state_dict", checked, settled):
+                super().load_state_dict(state_dict)
+        except Exception:
+            if loaded:  # inner has its state, this optimizer not
+                inner.__setstate__(kept)
+            raise
 
     def _require_state(self, loading: dict[str, Any]) -> None:
-        missing = [key for key in _OWN if key not in loading]
-        if missing:
-            raise ValueError(
-                f"SubspaceOptimizer: the state lacks {', '.join(map(repr, missing))}; load one "
-                "that a SubspaceOptimizer saved"
-            )
+        require_groups("SubspaceOptimizer", loading, _OWN)
         name, have = type(self.inner).__name__, loading["optimizer"]
         if have != name:
             raise ValueError(
@@ -288,11 +349,21 @@ class SubspaceOptimizer(torch.optim.Optimizer):
             )
         wants = {"coefficients": self.coefficients, "origin": self.origin}
         for key in wants.keys() & loading.keys():
+            if not isinstance(loading[key], Tensor) or not loading[key].is_floating_point():
+                raise ValueError(
+                    f"SubspaceOptimizer: {key} of the state should be a tensor of floating-point "
+                    f"numbers, is {getattr(loading[key], 'dtype', type(loading[key]).__name__)}"
+                )
             want, found = tuple(wants[key].shape), tuple(loading[key].shape)
             if want != found:
                 raise ValueError(
                     f"SubspaceOptimizer: {key} should have shape {want}, the state's have {found}; "
                     "load it with the subspace it was saved with"
+                )
+            if not bool(loading[key].isfinite().all()):
+                raise ValueError(
+                    f"SubspaceOptimizer: {key} of the state should be finite, holds nan or "
+                    "infinity; the state is damaged, load another"
                 )
         mark = _mark(self.subspace, with_origin="origin" not in loading)
         if loading.get("subspace", mark) != mark:  # states saved before there was a mark have none
@@ -307,6 +378,20 @@ class SubspaceOptimizer(torch.optim.Optimizer):
                 f"SubspaceOptimizer: the state is of {groups} parameters, the subspace of "
                 f"{len(self.param_groups[0]['params'])}"
             )
+
+
+def _nothing() -> None:
+    pass
+
+
+_HOOKED = torch.optim.Optimizer.profile_hook_step(_nothing).__code__
+
+
+def _without_hooks(step: Any) -> Callable[..., Any] | None:
+    """The step that `torch.optim.Optimizer` has put its calls of hooks around, where it has."""
+    while step is not None and getattr(step, "__code__", None) is not _HOOKED:
+        step = getattr(step, "__wrapped__", None)
+    return None if step is None else step.__wrapped__
 
 
 def _options(optimizer: torch.optim.Optimizer) -> dict[str, Any]:

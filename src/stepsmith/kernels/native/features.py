@@ -12,6 +12,7 @@ from functools import cache
 from typing import Any
 
 import numpy as np
+import torch
 from numba import carray
 from torch import Tensor
 
@@ -48,11 +49,11 @@ def describe(record: np.ndarray, features: FeatureSet) -> None:
     record["smallest"], record["largest"] = math.exp(-features.p), math.exp(features.p)
 
 
-def statistics(features: FeatureSet, state: State) -> list[Tensor]:
+def statistics(features: FeatureSet) -> list[str]:
     """The state's coordinate statistics in the record's order: none, `touched`, or the moments."""
     if features.has_moments:
-        return [state["exp_avg"], state["exp_avg_sq"]]
-    return [state["touched"]] if features.frame == "hold" else []
+        return ["exp_avg", "exp_avg_sq"]
+    return ["touched"] if features.frame == "hold" else []
 
 
 def corrections(features: FeatureSet, steps: np.ndarray) -> np.ndarray:
@@ -224,6 +225,9 @@ def sample_features(
 
     Returns:
         (T, F, S) features, and (T, S) factors on the step where the rule's frame has some.
+
+    Raises:
+        ValueError: a tensor of another dtype, device or shape.
     """
     chosen = rule.feature_set
     steps, copies, size = grads_TCS.shape
@@ -232,17 +236,25 @@ def sample_features(
     scale = grads_TCS.new_ones(steps, copies * size)
     record = np.zeros(1, RECORD)
     describe(record[0], chosen)
-    kept = [tensor.clone() for tensor in statistics(chosen, state)]
+    if tuple(state["step"].shape) != (copies, 1):
+        raise ValueError(
+            f"backend 'native': the state's 'step' should have shape {(copies, 1)}, has "
+            f"{tuple(state['step'].shape)}; give one number of steps a copy"
+        )
+    kept = {
+        key: state[key].clone(memory_format=torch.contiguous_format) for key in statistics(chosen)
+    }
     ages = state["step"].reshape(-1).double().numpy()
     corrected = corrections(chosen, ages + np.arange(1, steps + 1)[:, None])
     counter = np.zeros(1, np.int64)
     values = {
         "counter": counter.ctypes.data, "steps": steps, "copies": copies, "size": size,
-        "grads": team.address(grads_TCS), "features": out.data_ptr(), "scale": scale.data_ptr(),
-        "count": chosen.count, "corrections": corrected.ctypes.data,
+        "grads": team.whole_address(grads_TCS, "the gradients", (steps, copies, size)),
+        "features": out.data_ptr(), "scale": scale.data_ptr(), "count": chosen.count,
+        "corrections": corrected.ctypes.data,
     }  # fmt: skip
-    for name, tensor in zip(("first", "second"), kept, strict=False):
-        values[name] = team.address(tensor)
+    for name, (key, tensor) in zip(("first", "second"), kept.items(), strict=False):
+        values[name] = team.whole_address(tensor, f"the state's {key!r}", (copies, size))
     for name, value in values.items():
         record[0][name] = value
     team.run(_entry(), record, copies * -(-size // SPAN))

@@ -293,6 +293,9 @@ def replay(
 
     Returns:
         float32 gradients by weight name.
+
+    Raises:
+        ValueError: a tensor of another dtype, device or shape.
     """
     steps, _, sampled = features_TFS.shape
     record = np.zeros(1, RECORD)
@@ -304,17 +307,22 @@ def replay(
     sums = np.zeros((max(parts, 1), len(packed) + 1), np.float32)
     backward, counter = _transposed(rule, weights), np.zeros(1, np.int64)
     held = [features_TFS.contiguous(), adjoint_TS.contiguous()]
-    states = [carry[key].contiguous() for key in rule.carry_keys]
-    places = np.array([team.address(tensor) for tensor in states], np.int64)
+    states = {key: carry[key].contiguous() for key in rule.carry_keys}
+    wide = (rule.hidden, sampled)
+    places = np.array(
+        [team.whole_address(t, f"carry {key!r}", wide) for key, t in states.items()], np.int64
+    )
+    count = rule.feature_set.count
     values = {
         "counter": counter.ctypes.data, "steps": steps, "sampled": sampled, "block": block,
-        "width": width, "features": team.address(held[0]), "carries": places.ctypes.data,
-        "adjoint": team.address(held[1]), "sums": sums.ctypes.data,
-        "backward": backward.ctypes.data,
+        "width": width, "carries": places.ctypes.data,
+        "features": team.whole_address(held[0], "the features", (steps, count, sampled)),
+        "adjoint": team.whole_address(held[1], "the adjoint", (steps, sampled)),
+        "sums": sums.ctypes.data, "backward": backward.ctypes.data,
     }  # fmt: skip
     if scale_TS is not None:
         held.append(scale_TS.contiguous())
-        values["scale"] = team.address(held[2])
+        values["scale"] = team.whole_address(held[2], "the scale", (steps, sampled))
     for name, value in values.items():
         record[0][name] = value
     team.run(_entry(), record, parts)

@@ -19,6 +19,7 @@ import torch
 from numba import carray
 from torch import Tensor
 
+from stepsmith.kernels.lstm import require_weights
 from stepsmith.kernels.native import features, team
 from stepsmith.kernels.native.maths import entry, integers, jit, next_piece, numbers, sigmoid, tanh
 from stepsmith.kernels.native.tiles import affine
@@ -74,6 +75,7 @@ def layer_weight(a, layer):
 def packed_weights(rule: LSTMRule, weights: Weights) -> np.ndarray:
     """All weights one after the other: each layer's weight, padded with zero columns to K, and
     bias; then the head (H,). Read now, so pack again when they change."""
+    require_weights(rule, weights)
     plain = {key: value.detach().to("cpu", torch.float32).numpy() for key, value in weights.items()}
     parts = []
     for layer in range(rule.layers):
@@ -199,36 +201,49 @@ class NativeAdvance:
 
     def __init__(self, rule: LSTMRule, weights: Weights):
         self._set = rule.feature_set
-        self._keys = rule.carry_keys
+        self._keys, self._units = rule.carry_keys, rule.hidden
         self._record = np.zeros(1, RECORD)
         self._counter = np.zeros(1, np.int64)
         features.describe(self._record[0], self._set)
         self._weights = describe_network(self._record[0], rule, weights)
 
     def __call__(self, grad_CN: Tensor, param_CN: Tensor, state: State, carry: Carry) -> Tensor:
-        """Advance `state` and `carry` in place, all float32; returns the steps (C, N)."""
-        state["step"] += 1
-        grad_CN = grad_CN.contiguous()
+        """Advance `state` and `carry` in place, all float32; returns the steps (C, N).
+
+        Raises:
+            ValueError: a tensor of another dtype, device or shape, or one whose numbers lie apart;
+                nothing has changed.
+        """
+        grad_CN, steps = grad_CN.contiguous(), state["step"]
         delta_CN = torch.empty_like(grad_CN)
         if grad_CN.numel() == 0:
+            steps += 1
             return delta_CN
-        record = self._record[0]
-        record["copies"], record["size"] = grad_CN.shape
+        record, shape = self._record[0], tuple(grad_CN.shape)
+        record["copies"], record["size"] = shape
+        if tuple(steps.shape) != (shape[0], 1):
+            raise ValueError(
+                f"backend 'native': the state's 'step' should have shape {(shape[0], 1)}, has "
+                f"{tuple(steps.shape)}; give one number of steps a copy"
+            )
         # Every address is written at every call: a copy of this object has arrays of its own.
         record["weights"] = self._weights.ctypes.data
         record["counter"] = self._counter.ctypes.data
-        record["grad"], record["delta"] = team.address(grad_CN), team.address(delta_CN)
-        kept = features.statistics(self._set, state)
-        for name, statistic in zip(("first", "second"), kept, strict=False):
-            record[name] = team.address(statistic)
-        steps = state["step"]
+        record["grad"] = team.whole_address(grad_CN, "the gradient", shape)
+        record["delta"] = delta_CN.data_ptr()
+        for name, key in zip(("first", "second"), features.statistics(self._set), strict=False):
+            record[name] = team.whole_address(state[key], f"the state's {key!r}", shape)
+        wide = (self._units, grad_CN.numel())
+        places = []
+        for key in self._keys:
+            places += [team.address(carry[key], f"carry {key!r}", wide), carry[key].stride(0)]
+        carries = np.array(places, np.int64)
+        record["carries"] = carries.ctypes.data
+        steps += 1
         # One number is the usual case, and its array functions cost more than it.
         counts = np.array([steps.item()]) if steps.numel() == 1 else steps.double().numpy()[:, 0]
         corrections = features.corrections(self._set, counts)
         record["corrections"] = corrections.ctypes.data
-        tensors = [carry[key] for key in self._keys]
-        carries = np.array([n for t in tensors for n in (team.address(t), t.stride(0))], np.int64)
-        record["carries"] = carries.ctypes.data
         self._counter[0] = 0
         team.run(_entry(), self._record, -(-grad_CN.numel() // BLOCK))
         return delta_CN

@@ -43,22 +43,44 @@ def _pool(threads: int) -> ThreadPoolExecutor:
     return ThreadPoolExecutor(threads, "stepsmith-native")
 
 
-def address(tensor: Tensor) -> int:
+def address(tensor: Tensor, what: str, shape: tuple[int, ...]) -> int:
     """Where a tensor's float32 numbers begin, for compiled code, which cannot look for itself.
 
+    Args:
+        tensor: the tensor; its rows may lie apart, its numbers else not.
+        what: it is, for the error.
+        shape: that compiled code will read and write.
+
     Raises:
-        ValueError: another dtype or device, or numbers of the last dimension that lie apart.
+        ValueError: another dtype, device or shape, or numbers of a row that lie apart.
     """
     if tensor.dtype is not torch.float32 or not tensor.is_cpu:
         raise ValueError(
             f"backend 'native' computes on float32 tensors on the CPU, got {tensor.dtype} on "
-            f"{tensor.device}"
+            f"{tensor.device} for {what}"
+        )
+    if tensor.shape != shape:
+        raise ValueError(
+            f"backend 'native': {what} should have shape {shape}, has {tuple(tensor.shape)}; give "
+            "all tensors of one step for as many coordinates"
         )
     if not tensor.is_contiguous() and tensor.stride(-1) != 1 and tensor.shape[-1] > 1:
         raise ValueError(
-            f"backend 'native' needs the last dimension contiguous, got strides {tensor.stride()}"
+            f"backend 'native' needs the last dimension contiguous, got strides {tensor.stride()} "
+            f"for {what}"
         )
     return tensor.data_ptr()
+
+
+def whole_address(tensor: Tensor, what: str, shape: tuple[int, ...]) -> int:
+    """As `address`, of a tensor whose rows follow one another.
+
+    Raises:
+        ValueError: as `address`, and for rows that lie apart.
+    """
+    if not tensor.is_contiguous():
+        raise ValueError(f"backend 'native' needs {what} contiguous, got strides {tensor.stride()}")
+    return address(tensor, what, shape)
 
 
 def run(function: int, arguments: np.ndarray, pieces: int) -> None:
