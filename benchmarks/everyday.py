@@ -332,7 +332,9 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     chosen = parser.parse_args()
     torch.set_num_threads(1)
-    made: dict[str, Callable] = {name: partial(LearnedOptimizer, rule=name) for name in chosen.rules}
+    made: dict[str, Callable] = {
+        name: partial(LearnedOptimizer, rule=name) for name in chosen.rules
+    }
     made["AdamW, .001"] = torch.optim.AdamW
     rows = []
     for steps in chosen.steps:

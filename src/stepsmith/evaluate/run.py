@@ -44,6 +44,7 @@ from stepsmith.hub import TrainedRule, as_trained
 from stepsmith.names import unknown
 from stepsmith.optim import LearnedOptimizer
 from stepsmith.rules import Rule
+from stepsmith.rules.trust import usual_trust
 from stepsmith.tasks.base import Task
 from stepsmith.unroll import Copies, RuleStepper, Stepper, TorchStepper, roll
 
@@ -299,9 +300,13 @@ def named_rules(
     return named
 
 
-def by_rule(trained: TrainedRule) -> MakeStepper:
-    """What makes a rule's stepper for some copies."""
-    return lambda group: RuleStepper(trained.rule, trained.weights, group.theta, group.layout)
+def by_rule(trained: TrainedRule, *, trusted: bool = True) -> MakeStepper:
+    """What makes a rule's stepper for some copies; `trusted` as far as `LearnedOptimizer` trusts
+    it, else by its bare steps."""
+    trust = usual_trust(trained.rule, trained.manifest) if trusted else None
+    return lambda group: RuleStepper(
+        trained.rule, trained.weights, group.theta, group.layout, trust=trust
+    )
 
 
 def by_torch(make: cost.MakeOptimizer) -> MakeStepper:
@@ -335,7 +340,9 @@ def _tested_rule(
 ) -> None:
     def measure() -> Records:
         found = Records()
-        _test(task, key, by_rule(trained), wanted, found)
+        # A paper's protocol makes the steps that the paper made.
+        trusted = key.protocol != "as-published"
+        _test(task, key, by_rule(trained, trusted=trusted), wanted, found)
         return found
 
     decides = decides_rule(

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from stepsmith import kernels
 from stepsmith.kernels.plain import NetworkStep
+from stepsmith.optim.entries import LAST
 from stepsmith.rules.base import Carry, Rule, State, Weights, statistics_dtype
 
 
@@ -55,6 +56,10 @@ class Bucket:
         entries: `optimizer.state[p]` of each; filled with views, from what it holds already (after
             loading) or afresh. What it holds fits the rule (`EntryForm.misfit`).
         carry_dtype: of the carry; None is the statistics'.
+        keeps_last: whether to keep how far the last step moved each coordinate.
+
+    Attributes:
+        last: (N,) that, 0 where nothing moved; None where it is not kept.
     """
 
     def __init__(
@@ -63,6 +68,7 @@ class Bucket:
         params: list[Tensor],
         entries: list[dict[str, Any]],
         carry_dtype: torch.dtype | None = None,
+        keeps_last: bool = False,
     ):
         self.rule = rule
         self.device = params[0].device
@@ -81,6 +87,9 @@ class Bucket:
             # Long tensors from the start: joining the members' own would need twice the memory.
             total = sum(param.numel() for param in {id(param): param for param in params}.values())
             self.carry = rule.init_carry(total, dtype=self.carry_dtype, device=self.device)
+            self.last = None
+            if keeps_last:
+                self.last = torch.zeros(total, dtype=self.dtype, device=self.device)
             self._fresh = (
                 {} if units is None else units.init(1, dtype=self.dtype, device=self.device)
             )
@@ -116,6 +125,8 @@ class Bucket:
                 state[key] = torch.as_tensor(entry[key]).reshape(fresh.shape).to(fresh)
             for key, value in self.carry.items():
                 value[:, span] = entry[key].movedim(-1, 0).reshape(len(value), -1)
+        if self.last is not None and isinstance(entry.get(LAST), Tensor):
+            self.last[span] = entry[LAST].reshape(-1)
         numbers = {key: state.pop(key) for key in self.rule.per_tensor}
         numbers |= {
             key: torch.as_tensor(entry[key]).reshape(()).to(fresh) if loaded else fresh[0]
@@ -131,7 +142,8 @@ class Bucket:
         shape = member.param.shape
         for key, value in [*self.per_tensor.items(), *self.measures.items()]:
             member.views[key] = value[member.index]
-        for key, value in self.state.items():
+        flat = self.state if self.last is None else {**self.state, LAST: self.last}
+        for key, value in flat.items():
             member.views[key] = value[member.span].view(shape)
         for key, value in self.carry.items():
             view = value[:, member.span].view(len(value), *shape)
@@ -260,6 +272,15 @@ class Bucket:
         for member in run:
             member.steps += 1
         return delta_n
+
+    def move(self, run: list[Member], moved_n: Tensor) -> None:
+        """Move the parameters of a run by (n,)."""
+        params = [member.param for member in run]
+        parts = [
+            part.view(param.shape).to(param.dtype)
+            for param, part in zip(params, moved_n.split([p.numel() for p in params]), strict=True)
+        ]
+        torch._foreach_add_(params, parts)  # pyright: ignore[reportPrivateImportUsage]
 
 
 def require_gradient(param: Tensor, grad: Tensor) -> None:

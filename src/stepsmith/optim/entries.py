@@ -16,6 +16,11 @@ _SQUARES = frozenset({"exp_avg_sq", "square_avg", "sum"})
 """Statistics of the bundled rules that are sums of squares."""
 
 
+LAST = "last_step"
+"""How far the last step moved each coordinate, parameter units; states from before there was trust
+in a rule's steps lack it."""
+
+
 class EntryForm:
     """The form of a parameter's entry.
 
@@ -30,10 +35,11 @@ class EntryForm:
         self._tails: dict[str, tuple[int, ...]] = {}
         self._tails |= {key: () for key in fresh if key not in rule.per_tensor}
         self._tails |= {key: (len(value),) for key, value in carry.items()}
+        self._tails[LAST] = ()
         self._measures = frozenset(measures)
         self.names = (*self._tails, *sorted(rule.per_tensor), *measures)
         # A rule may start a statistic at infinity.
-        start = fresh | carry | measures
+        start = fresh | carry | measures | {LAST: torch.zeros(1)}
         self._finite = {key for key in self.names if bool(start[key].isfinite().all())}
 
     def misfit(self, entry: Mapping[str, Any], shape: torch.Size) -> str:
@@ -45,6 +51,8 @@ class EntryForm:
         """
         for name in self.names:
             value, tail = entry.get(name), self._tails.get(name)
+            if value is None and name == LAST:
+                continue
             want = () if tail is None else (*shape, *tail)
             if not isinstance(value, Tensor):
                 if tail is not None or not isinstance(value, Real):
@@ -62,6 +70,8 @@ class EntryForm:
     def unsound(self, entry: Mapping[str, Any]) -> str:
         """What is wrong with the values of an entry that fits; empty where nothing is."""
         for name in self.names:
+            if name == LAST and name not in entry:
+                continue
             value = torch.as_tensor(entry[name])
             if name in self._finite and not bool(value.isfinite().all()):
                 return f"{name!r} should be finite, holds nan or infinity"

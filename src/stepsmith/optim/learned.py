@@ -19,16 +19,18 @@ from torch import Tensor
 
 from stepsmith import kernels
 from stepsmith.hub import TrainedRule, as_trained
-from stepsmith.optim.buckets import Bucket, Member, require_gradient
+from stepsmith.optim.buckets import Bucket, require_gradient
 from stepsmith.optim.entries import EntryForm
 from stepsmith.optim.loading import keep_uncompiled, require_groups, within_hooks
+from stepsmith.optim.trusted import OPTIONS, Part, make, taken_back
 from stepsmith.rules.base import Rule, State, require_choice, statistics_dtype
+from stepsmith.rules.trust import Trust, usual_trust
 from stepsmith.rules.units import norms
 
 FAR = 10
 """A rule run beyond this many times its horizon says so."""
 
-_OPTIONS = ("lr", "weight_decay", "maximize", "rule")
+_OPTIONS = ("lr", "weight_decay", "maximize", "rule", *OPTIONS)
 """Of a parameter group."""
 
 
@@ -53,6 +55,11 @@ class LearnedOptimizer(torch.optim.Optimizer):
         carry_dtype: of the recurrent state between steps; `torch.bfloat16` halves its memory. On
             a CPU it costs time, and a float32 copy during the step. What it costs in loss:
             `docs/5-speed.md`.
+        trust: how far the rule's steps are trusted (`stepsmith.rules.trust`): `True` (as the rule's
+            manifest says), `False` (steps are made as they are), or a `Trust` of your own. By
+            default those in relative units are, and bundled ones, except with
+            `nonfinite="ignore"`: trust looks at numbers at every step. Costs the memory of one
+            more number a parameter. Steps that were taken back are counted in `rejected_steps`.
 
     Raises:
         ValueError: negative or non-finite lr or weight_decay, tensors of them with several
@@ -83,6 +90,7 @@ class LearnedOptimizer(torch.optim.Optimizer):
         nonfinite: str = "skip",
         backend: str = "auto",
         carry_dtype: torch.dtype | None = None,
+        trust: bool | Trust | None = None,
     ):
         require_choice("LearnedOptimizer", "nonfinite", nonfinite, ("skip", "refuse", "ignore"))
         self.trained = as_trained(rule)
@@ -91,12 +99,24 @@ class LearnedOptimizer(torch.optim.Optimizer):
         self.backend = backend
         self.carry_dtype = carry_dtype
         self.nonfinite = nonfinite
-        self.skipped_steps = 0
+        self.skipped_steps = self.rejected_steps = 0
+        self._clipped = 1.0
+        if trust is None and nonfinite != "ignore":
+            trust = usual_trust(self.trained.rule, self.trained.manifest)
+        elif trust is True:
+            trust = usual_trust(self.trained.rule, self.trained.manifest) or Trust()
+        self.trust = trust or None
+        if self.trust is not None and not isinstance(self.trust, Trust):
+            raise TypeError(
+                "LearnedOptimizer: trust must be True, False, None or a "
+                f"stepsmith.rules.trust.Trust, got {trust!r}"
+            )
         self._warned: set[str] = set()
         self._forget()
         # Travels with every saved state; a number, since sharded checkpoints take no strings.
         self._mark = _mark(self.trained)
         own = {"lr": lr, "weight_decay": weight_decay, "maximize": maximize, "rule": self._mark}
+        own |= OPTIONS
         super().__init__(params, own)
         keep_uncompiled(type(self))
 
@@ -114,7 +134,8 @@ class LearnedOptimizer(torch.optim.Optimizer):
     def __getstate__(self) -> dict[str, Any]:
         # Optimizer keeps only defaults, state and groups when it is copied or pickled.
         kept = (
-            "trained", "backend", "carry_dtype", "nonfinite", "skipped_steps", "_warned", "_mark",
+            "trained", "backend", "carry_dtype", "nonfinite", "skipped_steps", "rejected_steps",
+            "trust", "_clipped", "_warned", "_mark",
         )  # fmt: skip
         return {**super().__getstate__(), **{key: self.__dict__[key] for key in kept}}
 
@@ -275,39 +296,82 @@ class LearnedOptimizer(torch.optim.Optimizer):
             with torch.enable_grad():
                 loss = closure()
         self._sync_buckets()
-        work: list[tuple[dict[str, Any], Bucket, list[Member], Tensor]] = []
+        parts: list[Part] = []
         for group, buckets in zip(self.param_groups, self._buckets, strict=True):
             for bucket in buckets:
                 for run, grads in bucket.runs():
                     # Joined first: fewer operations on small tensors.
                     flat = [grad.reshape(-1) for grad in grads]
                     grad_n = flat[0] if len(flat) == 1 else torch.cat(flat)
-                    work.append((group, bucket, run, grad_n.detach().to(bucket.dtype)))
-        if self.nonfinite != "ignore" and not all(_all_finite(g) for *_, g in work):
+                    grad_n = grad_n.detach().to(bucket.dtype)
+                    grad_n = grad_n.neg() if group["maximize"] else grad_n
+                    parts.append(Part(group, bucket, run, grad_n))
+        clipped, self._clipped = self._clipped, 1.0
+        if self.nonfinite != "ignore" and not all(_all_finite(part.grad_n) for part in parts):
             self._meet_nonfinite()
             return loss
-        factors = self._measure([grad_n for *_, grad_n in work])
-        for group, bucket, run, grad_n in work:
-            if group["maximize"]:
-                grad_n = grad_n.neg()
-            if factors is not None:
-                grad_n = grad_n * factors[0].to(grad_n)
-            delta_n = bucket.step(run, self.trained.weights, self.backend, grad_n)
-            if factors is not None:
-                delta_n = delta_n * factors[1].to(delta_n)
-            self._apply(group, run, delta_n)
-            self._check_horizon(run[0].steps)
-        for buckets in self._buckets:
-            for bucket in buckets:
-                bucket.settle()
+        buckets = [bucket for group in self._buckets for bucket in group]
+        if (
+            self.trust is not None
+            and parts
+            and taken_back(self.trust, parts, self.param_groups, buckets, clipped)
+        ):
+            self.rejected_steps += 1
+        elif parts:
+            self._advance(parts, buckets, clipped)
+        for bucket in buckets:
+            bucket.settle()
         return loss
 
-    def _measure(self, grads: list[Tensor]) -> tuple[Tensor, Tensor] | None:
-        """The units' factors on all gradients and all steps, (1,) each; None without units."""
+    def _advance(self, parts: list[Part], buckets: list[Bucket], clipped: float) -> None:
+        """Make a step."""
+        fresh = not any(part.run[0].steps for part in parts)
+        measured = self._measure([part.grad_n for part in parts], buckets, clipped)
+        for part in parts:
+            grad_n = part.grad_n
+            if measured is not None:
+                grad_n = grad_n * measured[0].to(grad_n)
+            part.delta_n = part.bucket.step(part.run, self.trained.weights, self.backend, grad_n)
+            self._check_horizon(part.run[0].steps)
+        if self.trust is not None:
+            gain, lag = (1.0, 1.0) if measured is None else (float(measured[1]), measured[2])
+            make(self.trust, parts, self.param_groups, buckets, gain=gain, lag=lag, fresh=fresh)
+            return
+        for part in parts:
+            assert part.delta_n is not None
+            delta_n = part.delta_n * float(part.group["lr"])
+            if measured is not None:
+                delta_n = delta_n * measured[1].to(delta_n)
+            part.decay()
+            part.bucket.move(part.run, delta_n)
+
+    def clip_grad_norm_(self, max_norm: float, norm_type: float = 2.0) -> Tensor:
+        """Clip the gradients' norm as `torch.nn.utils.clip_grad_norm_` does, and let the rule know.
+
+        A rule measures its steps by its gradients: clipped by another function they look like
+        those of a smaller loss, and the steps become bolder. Clipped here they do not.
+
+        Args:
+            max_norm: largest norm of all gradients together.
+            norm_type: which norm.
+
+        Returns:
+            The norm before clipping, ().
+        """
+        params = [param for group in self.param_groups for param in group["params"]]
+        norm = torch.nn.utils.clip_grad_norm_(params, max_norm, norm_type)
+        ratio = float(norm) / max_norm if max_norm > 0 else 1.0
+        self._clipped *= max(1.0, ratio) if math.isfinite(ratio) else 1.0
+        return norm
+
+    def _measure(
+        self, grads: list[Tensor], buckets: list[Bucket], clipped: float
+    ) -> tuple[Tensor, Tensor, float] | None:
+        """The units' factors on all gradients and all steps, (1,) each, and, where steps are
+        trusted, by how much larger gradients are on average; None without units."""
         units = self.trained.rule.units
-        if units is None or not grads:
+        if units is None:
             return None
-        buckets = [bucket for group in self._buckets for bucket in group]
         if not self._measures:
             # Parameters added later have measured nothing; the longest memory is the optimizee's.
             eldest = max(buckets, key=lambda bucket: float(bucket.measures["measured"].max()))
@@ -315,27 +379,20 @@ class LearnedOptimizer(torch.optim.Optimizer):
             self._measures = {
                 key: value[place, None].clone() for key, value in eldest.measures.items()
             }
-        like = self._measures["running_norm"]
-        norm = torch.stack([norms(grad_n[None]).to(like) for grad_n in grads]).sum(0)
+        known = self._measures
+        parts = [norms(grad_n[None]).to(known["running_norm"]) for grad_n in grads]
+        norm = parts[0] if len(parts) == 1 else torch.stack(parts).sum(0)
         size = sum(len(grad_n) for grad_n in grads)
-        seen, gain, new = units.measure(norm, size, self._measures)
+        seen, gain, new = units.measure(norm, size, known, clipped)
         # In place: a captured CUDA graph reads them again.
-        for key, value in self._measures.items():
+        for key, value in known.items():
             value.copy_(new[key])
         for bucket in buckets:
-            bucket.note(self._measures)
-        return seen, gain
-
-    def _apply(self, group: dict[str, Any], run: list[Member], delta_n: Tensor) -> None:
-        lr, decay = float(group["lr"]), float(group["weight_decay"])
-        params = [member.param for member in run]
-        deltas = [
-            part.view(member.param.shape).to(member.param.dtype)
-            for member, part in zip(run, delta_n.split([m.param.numel() for m in run]), strict=True)
-        ]
-        if decay:
-            torch._foreach_mul_(params, 1 - lr * decay)  # pyright: ignore[reportPrivateImportUsage]
-        torch._foreach_add_(params, deltas, alpha=lr)  # pyright: ignore[reportPrivateImportUsage]
+            bucket.note(known)
+        if self.trust is None:
+            return seen, gain, 1.0
+        told = (norm * clipped, new["running_norm"], new["measured"])
+        return seen, gain, units.lag(*map(float, told))
 
     def _sync_buckets(self) -> None:
         """Make the buckets follow the groups and `state`, and take the gradients.
@@ -424,7 +481,9 @@ class LearnedOptimizer(torch.optim.Optimizer):
         made: set[int] = set()
         for params in fresh.values():
             entries = [self.state.setdefault(param, {}) for param in params]
-            bucket = Bucket(self.trained.rule, params, entries, self.carry_dtype)
+            bucket = Bucket(
+                self.trained.rule, params, entries, self.carry_dtype, self.trust is not None
+            )
             bucket.look(self.state)
             self._buckets[index].append(bucket)
             made |= set(map(id, params))
@@ -434,7 +493,8 @@ class LearnedOptimizer(torch.optim.Optimizer):
         if self.nonfinite == "refuse":
             raise FloatingPointError(
                 "LearnedOptimizer: a gradient is nan or infinite; the step was refused and nothing "
-                "changed. Lower lr, clip the gradients, or pass nonfinite='skip'."
+                "changed. Look for what made it (data, a loss that overflows), or pass "
+                "nonfinite='skip'."
             )
         self.skipped_steps += 1
         self._say_once(

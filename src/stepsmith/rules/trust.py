@@ -33,7 +33,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from stepsmith.rules.base import require_positive
+from stepsmith.rules.base import Rule, require_positive
 
 ROUNDS = 12
 """Of power iteration; a singular value that stands out shows after a few."""
@@ -99,18 +99,22 @@ class Held:
     Attributes:
         share: of the rule's steps that is made, in (0, 1].
         slope: running mean of r.
-        limit: largest root mean square of a step, parameter units; nan before `meet`.
+        limit: largest root mean square of a step, parameter units; 0 before `meet`.
         careful: the same where the rule is not at home.
         notable: root mean square of a step below which it is not taken back.
         foreign: 1.0 where the rule is not at home, else 0.0.
+        predicted: sum |g| |D| of the last step D, loss units; 0 where there is none to be judged.
+        size: root mean square of the last step.
     """
 
     share: float = 1.0
     slope: float = 0.0
-    limit: float = math.nan
-    careful: float = math.nan
-    notable: float = math.nan
+    limit: float = 0.0
+    careful: float = 0.0
+    notable: float = 0.0
     foreign: float = 0.0
+    predicted: float = 0.0
+    size: float = 0.0
 
     def meet(self, trust: Trust, params: Iterable[Tensor], *, fresh: bool) -> None:
         """Look at the parameters before the first step.
@@ -125,19 +129,18 @@ class Held:
         if fresh and any(_outlier(param) > trust.edge for param in params):
             self._doubt(trust)
 
-    def judge(self, trust: Trust, slope_after: float, predicted: float, size: float) -> bool:
+    def judge(self, trust: Trust, slope_after: float) -> bool:
         """Take in the slope along the last step; returns whether that step is to be taken back.
 
         Args:
             trust: the bounds.
             slope_after: g' D, loss units; inf where g' is not finite.
-            predicted: sum |g| |D|, loss units.
-            size: the root mean square of D.
         """
+        predicted, self.predicted = self.predicted, 0.0
         if predicted <= 0 or math.isnan(slope_after):
             return False
         ratio = slope_after / predicted
-        if ratio > trust.reject and size > self.notable:
+        if ratio > trust.reject and self.size > self.notable:
             self.share = max(trust.least, self.share / min(ratio, 1 / trust.start))
             self.slope = 0.0
             return True
@@ -149,15 +152,23 @@ class Held:
             self.share = min(1.0, self.share * trust.grow)
         return False
 
-    def factor(self, trust: Trust, size: float, uphill: float, *, first: bool) -> float:
-        """The factor on a step.
+    def factor(
+        self, trust: Trust, size: float, uphill: float, predicted: float, *, first: bool
+    ) -> float:
+        """The factor on a step D, which is taken to be made.
 
         Args:
             trust: the bounds.
             size: the step's root mean square, parameter units.
             uphill: g D, loss units; above zero the step goes up its own gradient.
+            predicted: sum |g| |D|, loss units; larger where g is smaller than usual.
             first: whether this is the optimizee's first step.
         """
+        factor = self._factor(trust, size, uphill, first=first)
+        self.size, self.predicted = factor * size, factor * predicted
+        return factor
+
+    def _factor(self, trust: Trust, size: float, uphill: float, *, first: bool) -> float:
         if first and size > self.limit:
             self._doubt(trust)
         if self.foreign and uphill > 0:
@@ -171,16 +182,29 @@ class Held:
         self.share = min(self.share, trust.start)
 
 
-def trust_from(manifest: Mapping[str, Any]) -> Trust:
-    """The bounds that a rule's manifest names (`trust`, some fields of `Trust`), else the usual.
+def usual_trust(rule: Rule, manifest: Mapping[str, Any]) -> Trust | None:
+    """How far a rule is trusted where nothing else is said.
+
+    Args:
+        rule: the rule.
+        manifest: its `trust`, where there is one, holds some fields of `Trust`.
+
+    Returns:
+        None, for as far as it goes: classic rules, and rules in absolute units without `trust` in
+        their manifest, which treat every coordinate alone.
 
     Raises:
         ValueError: a field that `Trust` does not have, or out of range.
     """
-    given = manifest.get("trust", {})
+    given = manifest.get("trust")
+    if not rule.learned or (given is None and rule.units is None):
+        return None
+    given = {} if given is None else given
     known = {field.name for field in dataclasses.fields(Trust)}
     if not isinstance(given, Mapping) or not set(given) <= known:
-        raise ValueError(f"trust must hold fields of Trust ({', '.join(sorted(known))}), got {given!r}")
+        raise ValueError(
+            f"trust must hold fields of Trust ({', '.join(sorted(known))}), got {given!r}"
+        )
     return Trust(**given)
 
 

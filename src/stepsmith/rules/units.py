@@ -16,11 +16,12 @@ FIRST = 1e-3
 """The mean magnitude of an optimizee's first gradient, as a rule with relative units sees it: in
 the middle of what `log_sign` resolves."""
 
-SHRUNK = (2, 100.0)
+SHRUNK = ((2, 1e2), (20, 1e20))
 """One of so many first gradients that is so many times smaller than the first takes its place."""
 
-GROWN = (20, 1000.0)
-"""The same for one that is larger; on a plateau gradients grow too, but by less."""
+GROWN = (20, 1e3)
+"""The same for one that is larger; on a plateau gradients grow too, but by less. Later, none counts
+for more than so many times the first in the running mean."""
 
 _TINY, _LARGEST = 1e-30, 1e30
 
@@ -91,15 +92,17 @@ class RelativeUnits:
         size_C = torch.full_like(norm_C, size)
         known_C = state["first_norm"] > 0
         before_C = state["first_norm"] * (size_C / state["first_size"].clamp_min(1))
-        shrunk_C = (norm_C * SHRUNK[1] < before_C) & (state["measured"] < SHRUNK[0]) & (norm_C > 0)
-        grown_C = (norm_C > before_C * GROWN[1]) & (state["measured"] < GROWN[0])
-        known_C = known_C & ~shrunk_C & ~grown_C
+        for early, times in SHRUNK:
+            shrunk_C = (norm_C * times < before_C) & (norm_C > 0)
+            known_C = known_C & ~(shrunk_C & (state["measured"] < early))
+        early, times = GROWN
+        known_C = known_C & ~((norm_C > before_C * times) & (state["measured"] < early))
         norm_1_C = torch.where(known_C, state["first_norm"], norm_C)
         size_1_C = torch.where(known_C, state["first_size"], size_C)
         first_C = norm_1_C * (size_C / size_1_C)
         measured_C = torch.where(known_C, state["measured"], 0) + 1
         running_C = torch.where(known_C, state["running_norm"], 0)
-        running_C = torch.lerp(norm_C, running_C, self.beta)
+        running_C = torch.lerp(torch.minimum(norm_C, first_C * times), running_C, self.beta)
         mean_C = running_C / (1 - self.beta**measured_C)
         largest_C = torch.maximum(torch.maximum(mean_C, norm_C), self.floor * first_C)
         new = {
@@ -113,15 +116,15 @@ class RelativeUnits:
             new,
         )
 
-    def lag(self, norm_C: Tensor, state: State) -> Tensor:
-        """(C,) n^ over n_t, at least 1: by how much larger gradients are on average than this one.
+    def lag(self, norm: float, running: float, measured: float) -> float:
+        """n^ over n_t, at least 1: by how much larger gradients are on average than this one.
 
         Args:
-            norm_C: (C,) n_t.
-            state: that `measure` returned for it.
+            norm: n_t.
+            running, measured: `running_norm` and `measured` of the state after it.
         """
-        mean_C = state["running_norm"] / (1 - self.beta ** state["measured"])
-        return (mean_C / norm_C.clamp_min(_TINY)).clamp_min(1).nan_to_num(1.0)
+        mean = running / (1 - self.beta**measured) if measured else 0.0
+        return max(1.0, mean / norm) if norm > 0 else 1.0
 
 
 def norms(grad_CP: Tensor) -> Tensor:

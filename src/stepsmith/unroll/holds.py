@@ -30,29 +30,30 @@ class Holds:
     def __init__(self, trust: Trust, layout: Layout, copies: int):
         self.trust, self.layout = trust, layout
         self.held = [Held() for _ in range(copies)]
-        self._predicted = [0.0] * copies
-        self._sizes = [0.0] * copies
         self._last_CP: Tensor | None = None
 
     def restart(self, copy: int) -> None:
         """Forget one copy's training."""
         self.held[copy] = Held()
-        self._predicted[copy] = 0.0
 
     def judge(self, grad_CP: Tensor) -> list[int]:
         """The copies whose last step is to be taken back, by the gradients (C, P) after it."""
         if self._last_CP is None:
             return []
         after = torch.linalg.vecdot(grad_CP, self._last_CP).tolist()
-        told = zip(self.held, after, self._predicted, self._sizes, strict=True)
         return [
             copy
-            for copy, (held, slope, predicted, size) in enumerate(told)
-            if held.judge(self.trust, slope if math.isfinite(slope) else math.inf, predicted, size)
+            for copy, (held, slope) in enumerate(zip(self.held, after, strict=True))
+            if held.judge(self.trust, slope if math.isfinite(slope) else math.inf)
         ]
 
     def hold(
-        self, theta_CP: Tensor, grad_CP: Tensor, delta_CP: Tensor, lag_C: Tensor, back: Sequence[int]
+        self,
+        theta_CP: Tensor,
+        grad_CP: Tensor,
+        delta_CP: Tensor,
+        lags: Sequence[float],
+        back: Sequence[int],
     ) -> Tensor:
         """The steps that are made.
 
@@ -60,28 +61,30 @@ class Holds:
             theta_CP: (C, P) parameters.
             grad_CP: (C, P) gradients.
             delta_CP: (C, P) the rule's steps.
-            lag_C: (C,) by how much larger gradients are on average than these, at least 1.
+            lags: by how much larger each copy's gradients are on average than these, at least 1.
             back: from `judge`.
 
         Returns:
             (C, P): the rule's steps by each copy's factor; for copies in `back` minus the last.
         """
-        sizes = delta_CP.square().mean(1).sqrt().tolist()
-        uphill = torch.linalg.vecdot(grad_CP, delta_CP).tolist()
+        told = (
+            delta_CP.square().mean(1).sqrt(), torch.linalg.vecdot(grad_CP, delta_CP),
+            torch.linalg.vecdot(grad_CP.abs(), delta_CP.abs()),
+        )  # fmt: skip
         factors = []
-        for copy, held in enumerate(self.held):
-            first = math.isnan(held.limit)
+        for copy, (size, uphill, predicted) in enumerate(torch.stack(told, 1).tolist()):
+            held = self.held[copy]
+            first = not held.limit
             if first:
-                tensors = self.layout.views(theta_CP[copy]).values()
-                held.meet(self.trust, tensors, fresh=True)
-            factors.append(held.factor(self.trust, sizes[copy], uphill[copy], first=first))
+                held.meet(self.trust, self.layout.views(theta_CP[copy]).values(), fresh=True)
+            if copy in back:
+                factors.append(0.0)
+                continue
+            predicted *= lags[copy]
+            factors.append(held.factor(self.trust, size, uphill, predicted, first=first))
         made_CP = delta_CP * delta_CP.new_tensor(factors)[:, None]
-        predicted_C = torch.linalg.vecdot(grad_CP.abs(), made_CP.abs()) * lag_C
-        self._predicted = predicted_C.tolist()
-        self._sizes = [size * factor for size, factor in zip(sizes, factors, strict=True)]
         for copy in back:
             assert self._last_CP is not None
             made_CP[copy] = -self._last_CP[copy]
-            self._predicted[copy] = 0.0
         self._last_CP = made_CP
         return made_CP

@@ -143,12 +143,14 @@ class RuleStepper:
         memories = [self._memory(copy, theta_CP.shape[1]) for copy in back]
         delta_CP = self._delta(theta_CP, grad_CP, keep)
         for copy, memory in zip(back, memories, strict=True):  # it has not seen this gradient
-            for part, known in zip(self._memory(copy, theta_CP.shape[1], now=True), memory, strict=True):
+            for part, known in zip(
+                self._memory(copy, theta_CP.shape[1], now=True), memory, strict=True
+            ):
                 part.copy_(known)
         if self._holds is not None:
             if self.gain is not None:
                 delta_CP = delta_CP * self.gain[:, None]
-            delta_CP = self._holds.hold(theta_CP, grad_CP, delta_CP, self._lag(grad_CP), back)
+            delta_CP = self._holds.hold(theta_CP, grad_CP, delta_CP, self._lags(grad_CP), back)
         if self.weight_decay:
             theta_CP.mul_(1 - self.lr * self.weight_decay)
         if self.gain is None or self._holds is not None:
@@ -163,11 +165,12 @@ class RuleStepper:
         parts += [value[:, span] for value in self.carry.values()]
         return parts if now else [part.clone() for part in parts]
 
-    def _lag(self, grad_CP: Tensor) -> Tensor:
-        """(C,) by how much larger gradients are on average than these, at least 1."""
+    def _lags(self, grad_CP: Tensor) -> list[float]:
+        """By how much larger each copy's gradients are on average than these, at least 1."""
         if self.rule.units is None:
-            return torch.ones_like(grad_CP[:, 0])
-        return self.rule.units.lag(norms(grad_CP), self.measures)
+            return [1.0] * len(grad_CP)
+        kept = (norms(grad_CP), self.measures["running_norm"], self.measures["measured"])
+        return list(map(self.rule.units.lag, *(value.tolist() for value in kept)))
 
     def _delta(self, theta_CP: Tensor, grad_CP: Tensor, keep: Keep | None) -> Tensor:
         """The rule's steps, in its own units; state, carry and measures move on."""
