@@ -91,8 +91,6 @@ def train_curriculum(
         require_tensorboard()
     if folder is not None and resume:
         require_begun(folder)
-    elif folder is not None:
-        require_fresh("train_curriculum", folder)
     unit = "steps" if config.get("steps") is not None else "seconds"
     counter = "inner_steps" if unit == "steps" else "seconds"
     start = rule.manifest if isinstance(rule, TrainedRule) else {}
@@ -100,6 +98,8 @@ def train_curriculum(
     current: Rule | TrainedRule | str = rule
     before = start
     with alone("train_curriculum", folder):
+        if folder is not None and not resume:
+            require_fresh("train_curriculum", folder)
         for place, stage in enumerate(stages):
             left = config[unit] - (before.get(counter, 0) - start.get(counter, 0))
             budget = left * shares[place] / sum(shares[place:])
