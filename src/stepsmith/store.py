@@ -75,7 +75,7 @@ def _atomically(path: Path, put: Callable[[Path], object]) -> None:
 
 
 _TRIED = 2**16
-"""Bytes written to try a folder: a disk that is full to the last block may still take an empty file."""
+"""Bytes written to try a folder: a full disk may still take an empty file."""
 
 
 def require_place(folder: str | Path, use: str) -> None:

@@ -23,7 +23,7 @@ INTERRUPTED = "interrupted; what was saved before is intact"
 STOPS = tuple(
     getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)
 )
-"""Signals that ask a process to end: Ctrl-C, the system's or a scheduler's, a terminal's closing."""
+"""Signals that ask a process to end: Ctrl-C, a scheduler's, that of a terminal which closes."""
 
 
 class Interrupt:
@@ -62,7 +62,7 @@ class Interrupt:
 
 
 def hangs_on(number: int) -> bool:
-    """Whether the process was started to outlive its terminal, and this is what its closing sends."""
+    """Whether the process was started to outlive this signal (`nohup`)."""
     return number != signal.SIGINT and signal.getsignal(number) is signal.SIG_IGN
 
 

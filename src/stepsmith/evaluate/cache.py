@@ -83,8 +83,8 @@ class Cache:
         measure: Callable[[], Records],
         adopt: Callable[[Key], Key],
     ) -> Records:
-        """What `measure` returns, from the folder where it was measured before. An entry that cannot
-        be written is said, and measured again the next time.
+        """What `measure` returns, from the folder where it was measured before. An entry that
+        cannot be written is said, and measured again the next time.
 
         Args:
             name: for the file's name.

@@ -52,7 +52,7 @@ class Events:
         require_tensorboard()
         self._folder = folder
         self._writer: Any = None
-        self._failed_at: float | None = None
+        self._failed, self._again = False, 0.0
         try:
             self._open()
         except OSError as error:
@@ -68,15 +68,14 @@ class Events:
 
     def add(self, numbers: dict[str, float], at: int) -> None:
         """Add some numbers after so many inner steps."""
-        if self._failed_at is not None:
-            if time.monotonic() - self._failed_at < AGAIN or not self._tried(self._open):
-                return
+        if self._failed and (time.monotonic() < self._again or not self._tried(self._open)):
+            return
         for name, value in numbers.items():
             if not self._tried(self._writer.add_scalar, name, value, at):
                 return
-        if self._failed_at is not None:
+        if self._failed:
             _log.warning("%s: TensorBoard events can be written again", self._folder)
-            self._failed_at = None
+            self._failed = False
 
     def close(self) -> None:
         """Write what is left."""
@@ -87,12 +86,13 @@ class Events:
         try:
             act(*arguments)
         except Exception as error:  # whatever its thread met: of a remote file system, its own
-            if self._failed_at is None:
+            if not self._failed:
                 _log.warning(
                     "%s: TensorBoard events cannot be written (%s); the run goes on, and they are "
                     "tried again", self._folder, error,
                 )  # fmt: skip
-            self._writer, self._failed_at = None, time.monotonic()
+            self._writer, self._failed = None, True
+            self._again = time.monotonic() + AGAIN
             return False
         return True
 

@@ -295,7 +295,10 @@ def meta_train(
                 require_fresh("meta_train", folder)
         saver = Saver(None if folder is None else folder / CHECKPOINT, settings.checkpoint_seconds)
         events = folder / "tensorboard" if tensorboard and folder is not None else None
-        with Reporter(run, shown=progress, tensorboard=events) as reporter, Interrupt() as interrupt:
+        with (
+            Reporter(run, shown=progress, tensorboard=events) as reporter,
+            Interrupt() as interrupt,
+        ):
             _drive(run, saver, reporter, interrupt, on_window)
             done = run.spent >= 1 or run.stalled
             if done and run.progress.best_score is None:
