@@ -17,9 +17,6 @@ from typing import Annotated, Any
 
 import torch
 import typer
-from click.core import ParameterSource
-from rich.console import Console
-from rich.logging import RichHandler
 from rich.markup import escape
 from rich.table import Table
 
@@ -57,7 +54,16 @@ from stepsmith.tasks import (
     make_task,
 )
 from stepsmith.tasks.networks.mlp import ACTIVATIONS
-from stepsmith.terminal import INTERRUPTED, STOPS, guarded, hangs_on, lasting, telling
+from stepsmith.terminal import (
+    INTERRUPTED,
+    STOPS,
+    Warnings,
+    guarded,
+    hangs_on,
+    lasting,
+    talking,
+    telling,
+)
 
 app = typer.Typer(
     help="Learned optimizers: meta-train an update rule, use it, measure it.",
@@ -65,7 +71,7 @@ app = typer.Typer(
     rich_markup_mode="rich",
 )  # fmt: skip
 app.add_typer(recipe_commands.app, name="recipe")
-console = Console(highlight=False, emoji=False)
+console = talking()
 
 TaskOption = Annotated[
     str, typer.Option("--task", "-t", help="Task by name (`stepsmith tasks`) or module:function.")
@@ -196,13 +202,15 @@ def train(
     }  # fmt: skip
     folder = resume
     if folder is not None:
-        typed = {
-            option for option in context.params
-            if context.get_parameter_source(option) is ParameterSource.COMMANDLINE
-        }  # fmt: skip
+        sources = {name: context.get_parameter_source(name) for name in context.params}
+        typed = {name for name, found in sources.items() if found and found.name == "COMMANDLINE"}
         config = _resumed(folder, config, typed, out=out, run_code=run_code)
     elif run_code:
         raise ValueError("train: --run-code goes with --resume; tasks that you name are imported")
+    settings = dict(config["meta_training"])
+    if settings.pop("horizons", None):
+        settings["window"] = None  # each stage finds its own
+    MetaTrainConfig(**settings)
     if tensorboard:
         require_tensorboard()
     if folder is None:
@@ -633,10 +641,7 @@ def _command() -> str:
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line; a user's mistake is one line and exit code 2, never a traceback."""
     with lasting() as streams:
-        logging.basicConfig(
-            level=logging.WARNING, format="%(message)s",
-            handlers=[RichHandler(console=Console(stderr=True), show_time=False, show_path=False)],
-        )  # fmt: skip
+        logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[Warnings()])
         # Being asked to stop is an interruption, however it is asked.
         for number in STOPS:
             if number != signal.SIGINT and not hangs_on(number):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import functools
+import logging
 import os
 import signal
 import sys
@@ -16,6 +17,9 @@ from typing import Any, TextIO, cast
 
 from rich.console import Console
 from rich.markup import escape
+
+NARROW, USUAL = 20, 80
+"""Columns: a terminal, or COLUMNS, that says fewer than the first is not believed."""
 
 INTERRUPTED = "interrupted; what was saved before is intact"
 
@@ -145,6 +149,22 @@ def guarded(command: Callable[..., None]) -> Callable[..., None]:
             raise Interrupted(str(error) or INTERRUPTED) from None
 
     return run
+
+
+def talking(**options: Any) -> Console:
+    """A console as all commands use it."""
+    console = Console(highlight=False, emoji=False, **options)
+    if console.width < NARROW:
+        console.width = USUAL
+    return console
+
+
+class Warnings(logging.Handler):
+    """Writes warnings to standard errors, whatever that is by then, each as a line."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write one."""
+        print(f"{record.levelname}: {self.format(record)}", file=sys.stderr)
 
 
 @contextmanager

@@ -11,11 +11,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TextIO, cast
 
-from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from stepsmith.store import CheckpointError
-from stepsmith.terminal import Lasting
+from stepsmith.terminal import Lasting, talking
 
 if TYPE_CHECKING:
     from stepsmith.meta.adjoint import Window
@@ -120,7 +119,7 @@ class Reporter:
             TextColumn("[bold]{task.description}"), BarColumn(bar_width=24),
             TextColumn("{task.percentage:>3.0f}%"), TimeElapsedColumn(), TextColumn("left"),
             TimeRemainingColumn(), TextColumn("{task.fields[note]}"),
-            console=Console(file=stream), disable=not shown,
+            console=talking(file=stream), disable=not shown,
         )  # fmt: skip
 
     def __enter__(self) -> Reporter:

@@ -7,17 +7,16 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
 from stepsmith.machine import require_device
 from stepsmith.recipes import RECIPES, SCALES, Study, recipe, run_recipe
 from stepsmith.recipes.paper_a.rules import RULES, learned
 from stepsmith.report.folder import PAGE
-from stepsmith.terminal import guarded, telling
+from stepsmith.terminal import guarded, talking, telling
 
 app = typer.Typer(help="Figures and tables of the papers as programs.", no_args_is_help=True)
-console = Console(highlight=False, emoji=False)
+console = talking()
 
 Quick = Annotated[bool, typer.Option("--quick", help="A small version, on the bundled sample.")]
 CacheDir = Annotated[
