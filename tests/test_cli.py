@@ -12,8 +12,12 @@ import time
 import pytest
 import torch
 
-from stepsmith import cli, demo
+from stepsmith import cli, demo, store
+from stepsmith.evaluate import records
 from stepsmith.hub import load
+from stepsmith.meta import meta_train
+from stepsmith.report import folder as results
+from stepsmith.tasks import Quadratic
 
 SMALL = ["--task", "quadratic", "--horizon", "10", "--steps", "60", "--copies", "2"]
 
@@ -129,7 +133,9 @@ def test_training_on_several_tasks(tmp_path, capsys, monkeypatch):
     trained = load(folder / "rule.safetensors")
     assert trained.manifest["tasks"] == ["quadratic", "quadratic"]
     assert trained.manifest["parameters"] == [10, 2]
-    assert run(capsys, "train", "--resume", str(folder))[0] == 0
+    resume = ["train", "--resume", str(folder)]
+    assert run(capsys, *resume, "--task", "smalltask:small")[0] == 0
+    assert run(capsys, *resume, "--run-code")[0] == 0
 
 
 def test_a_curriculum_and_its_resumption(tmp_path, capsys, monkeypatch):
@@ -167,6 +173,270 @@ def test_only_a_training_run_is_continued(tmp_path, capsys):
     code, _, err = run(capsys, "train", "--resume", str(tmp_path))
     assert code == 2
     assert "not of a run of `stepsmith train`" in err
+
+
+FEW = ["-t", "quadratic", "-b", "adam", "--steps", "5", "--seeds", "2", "--tuning-seeds", "1",
+       "--no-timing"]  # fmt: skip
+
+
+@pytest.fixture
+def received(tmp_path, monkeypatch):
+    """A run's folder from someone else, in a working directory that has the code it names."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("theirs", "package/inner"):
+        path = tmp_path / f"{name}.py"
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(
+            "from pathlib import Path\nfrom stepsmith.tasks import Quadratic\n"
+            "Path('ran').touch()\nmake = Quadratic\n"
+        )
+
+    def write(*tasks: str, **changes):
+        config = {
+            "tasks": list(tasks), "source": "auto", "data_dir": None, "device": "cpu",
+            "rule": "joined", "rule_arguments": {}, "name": None, "command": "stepsmith train",
+            "meta_training": {"steps": 20, "horizon": 10, "copies": 1, "lr": 0.01},
+        }  # fmt: skip
+        (tmp_path / "run").mkdir()
+        (tmp_path / "run" / "config.json").write_text(json.dumps({**config, **changes}))
+        return tmp_path / "run"
+
+    yield write
+    for name in [name for name in sys.modules if name.split(".")[0] in ("theirs", "package")]:
+        del sys.modules[name]
+
+
+@pytest.mark.parametrize(
+    ("task", "file"),
+    [("theirs:make", "theirs.py"), ("package.inner:make", "package"), ("not.there:go", "no file")],
+)
+@pytest.mark.parametrize("typed", [[], ["--task", "theirs:other"], ["--task", "quadratic"]])
+def test_a_folder_cannot_make_its_own_code_run(received, capsys, tmp_path, task, file, typed):
+    folder = received("quadratic", task)
+    code, _, err = run(capsys, "train", "--resume", str(folder), *typed)
+    assert code == 2
+    assert len(err.splitlines()) == 1
+    for part in (f"{task!r} (", file, f"--task {task}", "--run-code", "config.json"):
+        assert part in err
+    assert not (tmp_path / "ran").exists()
+    assert sorted(path.name for path in folder.iterdir()) == ["config.json"]
+
+
+@pytest.mark.parametrize("task", ["theirs:make", "package.inner:make"])
+@pytest.mark.parametrize("confirmed", ["--task", "--run-code"])
+def test_code_that_the_user_confirms_runs(received, capsys, tmp_path, task, confirmed):
+    folder = received("quadratic", task)
+    arguments = [confirmed] if confirmed == "--run-code" else ["--task", task]
+    assert run(capsys, "train", "--resume", str(folder), *arguments)[0] == 0
+    assert (tmp_path / "ran").exists()
+    assert load(folder / "rule.safetensors").manifest["tasks"] == ["quadratic"] * 2
+
+
+def test_what_a_folder_names_writes_no_escapes_to_the_terminal(received, capsys):
+    code, _, err = run(capsys, "train", "--resume", str(received("a\x1b[2J:b")))
+    assert (code, "\x1b" in err) == (2, False)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"tasks": "quadratic"}, {"tasks": []}, {"tasks": [1]}, {"rule": None}, {"rule": 3},
+        {"rule_arguments": []}, {"meta_training": 5}, {"name": 5}, {"data_dir": 7}, {"device": 0},
+        {"meta_training": {"steps": 20, "out": "elsewhere"}},
+        {"meta_training": {"steps": 20, "on_window": "print"}},
+        {"meta_training": {"steps": 20, "colour": "red"}},
+    ],
+)  # fmt: skip
+def test_a_configuration_that_is_none_is_one_line(received, capsys, changes):
+    folder = received("quadratic", **changes)
+    code, _, err = run(capsys, "train", "--resume", str(folder))
+    assert code == 2
+    assert len(err.splitlines()) == 1
+    assert "config.json" in err
+
+
+def test_a_run_that_was_killed_before_its_first_checkpoint_begins_again(received, capsys):
+    folder = received("quadratic")
+    assert run(capsys, "train", "--resume", str(folder))[0] == 0
+    assert load(folder / "rule.safetensors").manifest["inner_steps"] == 20
+
+
+@pytest.mark.parametrize(
+    ("typed", "differ"),
+    [
+        (["--lr", "0.5"], "--lr (the run has 0.01)"),
+        (["--steps", "40"], "--steps (the run has 20)"),
+        (["--seconds", "9"], "--seconds (the run has None)"),
+        (["--curriculum", "5,10"], "--curriculum (the run has None)"),
+        (["--hidden", "4"], "--hidden (the run has None)"),
+        (["--rule", "rnnprop"], "--rule (the run has 'joined')"),
+        (["--task", "mlp-mnist"], "--task (the run has ['quadratic'])"),
+        (["--out", "elsewhere"], "--out"),
+        (["--name", "mine", "--device", "cuda"], "--device (the run has 'cpu'), --name"),
+        (["--proportions", "1,2"], "--proportions"),
+        (["--lr", "0.01", "--horizon", "10", "--steps", "20", "--out", "."], None),
+        (["--task", "quadratic", "--rule", "joined", "--copies", "1"], None),
+        (["--checkpoint-seconds", "7"], None),
+    ],
+)
+def test_options_beside_resume_are_the_runs_or_refused(received, capsys, typed, differ):
+    folder = received("quadratic")
+    code, _, err = run(capsys, "train", "--resume", str(folder), *typed)
+    if differ is None:
+        assert code == 0
+        used = load(folder / "rule.safetensors").manifest["meta_training"]
+        assert used["checkpoint_seconds"] == (7 if "7" in typed else 120)
+    else:
+        assert code == 2
+        assert differ in err
+        assert len(err.splitlines()) == 1
+
+
+@pytest.mark.parametrize("value", ["0", "-1", "nan", "inf", "soon"])
+def test_checkpoint_seconds_are_checked_before_a_folder_is_made(
+    tmp_path, capsys, monkeypatch, value
+):
+    monkeypatch.chdir(tmp_path)
+    code, _, err = run(capsys, "train", *SMALL, "--checkpoint-seconds", value)
+    assert code == 2
+    assert "checkpoint" in err
+    assert not list(tmp_path.iterdir())
+
+
+def test_checkpoint_seconds_reach_the_meta_training(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert run(capsys, "train", *SMALL, "--checkpoint-seconds", "7")[0] == 0
+    manifest = load(tmp_path / "runs" / "train-quadratic" / "rule.safetensors").manifest
+    assert manifest["meta_training"]["checkpoint_seconds"] == 7
+
+
+@pytest.mark.parametrize("option", ["--out", "--folder", "--cache"])
+@pytest.mark.parametrize("place", ["file", "file/sub", "/dev/full", "link"])
+@pytest.mark.parametrize("command", [["evaluate"], ["transfer", "-r", "quadratic"]])
+def test_places_are_tried_before_anything_is_made_or_measured(
+    command, place, option, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").write_text("")
+    (tmp_path / "link").symlink_to(tmp_path / "file")
+    before = sorted(tmp_path.iterdir())
+    for name in ("evaluate", "transfer", "_made"):
+        monkeypatch.setattr(cli, name, lambda *a, **k: pytest.fail("began"))
+    code, _, err = run(capsys, *command, *FEW, option, place)
+    assert code == 2
+    assert f"{option} {place}" in err
+    assert sorted(tmp_path.iterdir()) == before
+
+
+@pytest.mark.parametrize("command", ["train", "demo"])
+def test_places_are_tried_before_anything_is_trained(command, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").write_text("")
+    (tmp_path / "nowhere").symlink_to(tmp_path / "void" / "void")
+    monkeypatch.setattr(cli, "meta_train", lambda *a, **k: pytest.fail("began"))
+    monkeypatch.setattr(demo, "meta_train", lambda *a, **k: pytest.fail("began"))
+    for place in ("file", "file/sub", "/dev/full", "nowhere"):
+        assert run(capsys, command, "--out", place)[0] == 2
+
+
+@pytest.mark.parametrize("command", ["evaluate", "transfer"])
+def test_results_that_cannot_be_written_are_shown_and_kept_elsewhere(
+    command, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    put = store.write_bytes
+
+    def refused(path, data):
+        if path.name == "records.parquet" and path.parent.name == "here":
+            raise store.CheckpointError(f"{path}: could not be written (full)")
+        put(path, data)
+
+    monkeypatch.setattr(records, "write_bytes", refused)
+    code, out, err = run(
+        capsys, command, "-r", "quadratic", *FEW, "--folder", "here", "--cache", "cache"
+    )
+    assert code == 2
+    assert "learned (quadratic)" in " ".join(out.split())
+    (spare,) = tmp_path.glob("stepsmith-*")
+    assert f"The results are in {spare}." in err
+    assert run(capsys, "report", str(spare))[0] == 0
+    assert (spare / "report.html").exists()
+
+
+@pytest.mark.parametrize("fault", [OSError(28, "full"), ValueError("drawing"), MemoryError()])
+def test_figures_that_fail_cost_nothing_else(tmp_path, capsys, monkeypatch, fault):
+    monkeypatch.chdir(tmp_path)
+
+    def svg(figure):
+        raise fault
+
+    with monkeypatch.context() as patched:
+        patched.setattr(results, "svg", svg)
+        code, out, _ = run(capsys, "evaluate", *FEW, "--folder", "here")
+    assert code == 0
+    assert "adam" in out
+    assert "Results: here" in out
+    summary = json.loads((tmp_path / "here" / "summary.json").read_text())
+    assert summary["rows"]
+    assert run(capsys, "report", "here")[0] == 0
+    again = json.loads((tmp_path / "here" / "summary.json").read_text())
+    assert again["rows"] == summary["rows"]
+    assert again["figures"] == ["quadratic.svg"]
+
+
+def test_an_interruption_while_results_are_written_waits_for_them(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    put = store.write_bytes
+
+    def interrupted(path, data):
+        if path.name == "records.parquet":
+            os.kill(os.getpid(), signal.SIGTERM)
+        put(path, data)
+
+    monkeypatch.setattr(records, "write_bytes", interrupted)
+    code, _, err = run(capsys, "evaluate", *FEW, "--folder", "here")
+    assert (code, "results are in here" in err) == (2, True)
+    assert run(capsys, "report", "here")[0] == 0
+
+
+def test_an_interrupted_demo_leaves_what_it_measured(tmp_path, capsys, monkeypatch):
+    stages = tuple(demo.Stage("mlp-mnist", "its own", ("adam",), 2, 1) for _ in range(2))
+    monkeypatch.setattr(demo, "STAGES", stages)
+    monkeypatch.setattr(demo, "META_TRAINING", {"copies": 1, "validations": 1,
+                                                "validation_copies": 1, "horizon": 10})  # fmt: skip
+    compared = []
+
+    def compare(*arguments):
+        if compared:
+            raise KeyboardInterrupt
+        compared.append(True)
+        return original(*arguments)
+
+    original = demo._compare
+    monkeypatch.setattr(demo, "_compare", compare)
+    assert run(capsys, "demo", "--seconds", "0.1", "--out", str(tmp_path))[0] == 2
+    assert run(capsys, "report", str(tmp_path / "demo"))[0] == 0
+    assert "mlp-mnist" in (tmp_path / "demo" / "report.html").read_text()
+
+
+def test_paths_are_no_markup(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    code, out, _ = run(capsys, "evaluate", *FEW, "--folder", "[bold]r[/x]:fire:")
+    assert code == 0
+    assert "[bold]r[/x]:fire:/report.html" in out.replace("\n", "")
+    assert run(capsys, "report", "[bold]r[/x]:fire:")[0] == 0
+
+
+def test_every_command_ends_as_others_do_when_interrupted(capsys, monkeypatch):
+    def interrupted(*arguments):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, "rerender", interrupted)
+    monkeypatch.setattr(cli, "load", interrupted)
+    for arguments in (["report", "here"], ["info", "mlp-mnist"]):
+        code, _, err = run(capsys, *arguments)
+        assert (code, "interrupted" in err) == (2, True)
 
 
 def test_lists(capsys):
@@ -254,6 +524,50 @@ def test_mistakes_are_one_line_and_exit_code_2(arguments, match, tmp_path, capsy
 
 def test_unknown_options_exit_with_2(capsys):
     assert run(capsys, "train", "--colour", "red")[0] == 2
+
+
+def test_a_run_killed_again_and_again_ends_with_the_weights_of_one_left_alone(tmp_path):
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    stepsmith = [sys.executable, "-m", "stepsmith", "train"]
+    run_of = ["--task", "quadratic", "--horizon", "20", "--steps", "2000", "--copies", "2"]
+    folder = tmp_path / "runs" / "train-quadratic"
+    checkpoint = folder / "run.safetensors"
+    reached = [0]
+    for arguments in (run_of, ["--resume", str(folder)]):
+        process = subprocess.Popen(
+            [*stepsmith, *arguments], cwd=tmp_path, env=environment,
+            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        )  # fmt: skip
+        deadline = time.monotonic() + 100
+        while time.monotonic() < deadline and process.poll() is None:
+            time.sleep(0.02)
+            if checkpoint.exists():
+                progress = store.read(checkpoint, "run")[1]["progress"]
+                if progress["inner_steps"] > reached[-1]:
+                    reached.append(progress["inner_steps"])
+                    break
+        process.kill()
+        process.wait()
+    assert 0 < reached[1] < reached[2] < 2000
+    subprocess.run(
+        [*stepsmith, "--resume", str(folder)], cwd=tmp_path, env=environment, check=True,
+        capture_output=True,
+    )  # fmt: skip
+    left_alone = meta_train(Quadratic(), "joined", horizon=20, steps=2000, copies=2, samples=40_000)
+    assert load(folder / "rule.safetensors").fingerprint == left_alone.fingerprint
+
+
+def test_output_that_nobody_reads_ends_nothing(tmp_path):
+    command = [sys.executable, "-m", "stepsmith", "evaluate", *FEW, "--folder", "here"]
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = subprocess.run(
+        command, cwd=tmp_path, stdout=writer, stderr=subprocess.PIPE, text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "1", "PYTHONIOENCODING": "ascii"},
+    )  # fmt: skip
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert (tmp_path / "here" / "report.html").exists()
 
 
 @pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])

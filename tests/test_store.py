@@ -142,3 +142,28 @@ def test_pickles_are_refused_unread(tmp_path):
 def test_fingerprint_of_a_number_expanded_from_nothing():
     expanded = torch.zeros(()).expand(1, 1)
     assert store.fingerprint({"a": expanded}) == store.fingerprint({"a": torch.zeros(1, 1)})
+
+
+def test_trying_a_place_leaves_nothing(tmp_path):
+    store.require_place(tmp_path / "a" / "b", "out")
+    store.require_place(tmp_path, "out")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("place", ["file", "file/sub", "/dev/full", "/dev/full/sub", "link"])
+def test_places_that_cannot_be_written_to(tmp_path, place):
+    (tmp_path / "file").write_text("kept")
+    (tmp_path / "link").symlink_to(tmp_path / "void" / "void")
+    with pytest.raises(store.CheckpointError, match=f"^out {tmp_path / place}: is no folder that"):
+        store.require_place(tmp_path / place, "out")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "link"]
+
+
+def test_a_full_disk_is_no_place(tmp_path, monkeypatch):
+    def full(path, data):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(type(tmp_path), "write_bytes", full)
+    with pytest.raises(store.CheckpointError, match="No space left"):
+        store.require_place(tmp_path / "a", "out")
+    assert not list(tmp_path.iterdir())

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
+import importlib.machinery
 import json
 import logging
 import shlex
 import signal
 import statistics
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
 import torch
 import typer
-from rich.console import Console
-from rich.logging import RichHandler
+from rich.markup import escape
 from rich.table import Table
 
 from stepsmith import demo as demonstration
@@ -23,18 +25,24 @@ from stepsmith import store, tables
 from stepsmith.evaluate import BASELINES, Key, Records, evaluate, transfer, transfer_matrix
 from stepsmith.evaluate.cost import MakeOptimizer, seconds_per_step
 from stepsmith.evaluate.run import Settings, add_meta_training, learned_key
+from stepsmith.evaluate.statistics import summarise
 from stepsmith.hub import BUNDLED, TrainedRule, load
 from stepsmith.kernels import BACKENDS, resolve
 from stepsmith.machine import require_device
+from stepsmith.meta.checkpoint import RULE
+from stepsmith.meta.config import MetaTrainConfig
 from stepsmith.meta.curriculum import train_curriculum
 from stepsmith.meta.episodes import joint_name
+from stepsmith.meta.progress import require_tensorboard
 from stepsmith.meta.trainer import meta_train
 from stepsmith.names import file_name
 from stepsmith.optim import LearnedOptimizer
 from stepsmith.recipes import command as recipe_commands
 from stepsmith.report import new_run_folder, refuse_results, rerender, write_results
+from stepsmith.report.folder import PAGE
 from stepsmith.report.verdict import verdicts
 from stepsmith.rules import CLASSIC, LEARNED, make_rule
+from stepsmith.store import CheckpointError, require_place
 from stepsmith.tasks import (
     DATA_SETS,
     FORMS,
@@ -46,7 +54,16 @@ from stepsmith.tasks import (
     make_task,
 )
 from stepsmith.tasks.networks.mlp import ACTIVATIONS
-from stepsmith.terminal import INTERRUPTED, guarded, telling
+from stepsmith.terminal import (
+    INTERRUPTED,
+    STOPS,
+    Warnings,
+    guarded,
+    hangs_on,
+    lasting,
+    talking,
+    telling,
+)
 
 app = typer.Typer(
     help="Learned optimizers: meta-train an update rule, use it, measure it.",
@@ -54,7 +71,7 @@ app = typer.Typer(
     rich_markup_mode="rich",
 )  # fmt: skip
 app.add_typer(recipe_commands.app, name="recipe")
-console = Console(highlight=False)
+console = talking()
 
 TaskOption = Annotated[
     str, typer.Option("--task", "-t", help="Task by name (`stepsmith tasks`) or module:function.")
@@ -86,6 +103,7 @@ def demo(
 @app.command()
 @guarded
 def train(
+    context: typer.Context,
     task: Annotated[
         list[str] | None,
         typer.Option("--task", "-t", help="As elsewhere; repeatable, to train on several at once."),
@@ -141,39 +159,62 @@ def train(
     device: Device = "cpu",
     out: Out = Path("runs"),
     resume: Annotated[
-        Path | None, typer.Option(help="Continue this run's folder; other options are ignored.")
+        Path | None,
+        typer.Option(help="Continue this run's folder, by its own settings; others are refused."),
+    ] = None,
+    run_code: Annotated[
+        bool,
+        typer.Option("--run-code", help="Let --resume import the module:function tasks of FOLDER."),
+    ] = False,
+    checkpoint_seconds: Annotated[
+        float | None,
+        typer.Option(help="Longest time between checkpoints (120); the first come sooner."),
     ] = None,
     tensorboard: Annotated[bool, typer.Option(help="Write TensorBoard events too.")] = False,
 ) -> None:
     """Meta-train an update rule on a task, or on several."""
-    if resume is not None:
-        folder, config = resume, _read_config(resume)
-    else:
-        given = {
-            "hidden": hidden, "layers": layers, "inputs": inputs, "step_scale": step_scale,
-            "scaling": scaling,
-        }  # fmt: skip
-        if steps is not None and seconds is not None:
-            raise ValueError("train: give --seconds or --steps, not both")
-        if steps is None and seconds is None:
-            seconds = 120.0
-        budget = {"seconds": seconds} if steps is None else {"steps": steps}
-        if any(amount is not None and amount <= 0 for amount in (seconds, steps)):
-            raise ValueError("train: the budget, --seconds or --steps, must be above 0")
-        optional = {"teacher_lr": teacher_lr, "balance": balance, "patience": patience}
-        optional = {key: value for key, value in optional.items() if value is not None}
-        config: dict[str, Any] = {
-            "tasks": task or ["mlp-mnist"], "source": source,
-            "data_dir": str(data_dir) if data_dir else None, "device": device,
-            "rule": rule, "rule_arguments": {k: v for k, v in given.items() if v is not None},
-            "meta_training": {
-                **budget, **_horizons(horizon, curriculum), "window": window, "copies": copies,
-                "samples": samples, "loss": loss, "lr": lr, "seed": seed, "imitation": imitation,
-                "accumulate": accumulate, "proportions": _numbers(proportions), **optional,
-            },
-            "name": name, "command": _command(),
-        }  # fmt: skip
-        folder = None
+    given = {
+        "hidden": hidden, "layers": layers, "inputs": inputs, "step_scale": step_scale,
+        "scaling": scaling,
+    }  # fmt: skip
+    if steps is not None and seconds is not None:
+        raise ValueError("train: give --seconds or --steps, not both")
+    if steps is None and seconds is None:
+        seconds = 120.0
+    budget = {"seconds": seconds} if steps is None else {"steps": steps}
+    if any(amount is not None and amount <= 0 for amount in (seconds, steps)):
+        raise ValueError("train: the budget, --seconds or --steps, must be above 0")
+    optional = {
+        "teacher_lr": teacher_lr, "balance": balance, "patience": patience,
+        "checkpoint_seconds": checkpoint_seconds,
+    }  # fmt: skip
+    optional = {key: value for key, value in optional.items() if value is not None}
+    config: dict[str, Any] = {
+        "tasks": task or ["mlp-mnist"], "source": source,
+        "data_dir": str(data_dir) if data_dir else None, "device": device,
+        "rule": rule, "rule_arguments": {k: v for k, v in given.items() if v is not None},
+        "meta_training": {
+            **budget, **_horizons(horizon, curriculum), "window": window, "copies": copies,
+            "samples": samples, "loss": loss, "lr": lr, "seed": seed, "imitation": imitation,
+            "accumulate": accumulate, "proportions": _numbers(proportions), **optional,
+        },
+        "name": name, "command": _command(),
+    }  # fmt: skip
+    folder = resume
+    if folder is not None:
+        sources = {name: context.get_parameter_source(name) for name in context.params}
+        typed = {name for name, found in sources.items() if found and found.name == "COMMANDLINE"}
+        config = _resumed(folder, config, typed, out=out, run_code=run_code)
+    elif run_code:
+        raise ValueError("train: --run-code goes with --resume; tasks that you name are imported")
+    settings = dict(config["meta_training"])
+    if settings.pop("horizons", None):
+        settings["window"] = None  # each stage finds its own
+    MetaTrainConfig(**settings)
+    if tensorboard:
+        require_tensorboard()
+    if folder is None:
+        require_place(out, "--out")
     made = [_made(config, name) for name in config["tasks"]]
     title = joint_name(made)
     made_rule = make_rule(config["rule"], **config["rule_arguments"])
@@ -181,13 +222,24 @@ def train(
         label = title if len(made) > 1 else config["tasks"][0]
         folder = new_run_folder(out, f"train-{file_name(label)}")
         store.write_bytes(folder / "config.json", json.dumps(config, indent=2).encode())
-    console.print(f"Meta-training [bold]{config['rule']}[/] on [bold]{title}[/] in {folder}")
+    console.print(
+        f"Meta-training [bold]{config['rule']}[/] on [bold]{escape(title)}[/] in "
+        f"{escape(str(folder))}"
+    )
     console.print("Ctrl-C finishes the window and saves; --resume continues.", style="dim")
     learn = train_curriculum if "horizons" in config["meta_training"] else meta_train
     trained = learn(
         made, made_rule, out=folder, resume=resume is not None, progress=True,
         tensorboard=tensorboard, name=config["name"], **config["meta_training"],
     )  # fmt: skip
+    manifest = trained.manifest
+    console.print(
+        f"Best validation {manifest['validation']['score']:.4g} after {manifest['inner_steps']:,} "
+        f"inner steps in {manifest['seconds']:.0f} s."
+    )
+    if not (folder / RULE).exists():
+        trained.save(folder / RULE)  # there may be room by now; where not, this says so
+    console.print(f"The optimizer: {folder / RULE}", markup=False)
     records = Records()
     key = Key(
         recipe="train", scale="full", task=title,
@@ -199,11 +251,6 @@ def train(
         folder, records, recipe="train", scale="full", command=config["command"], config=config,
         overwrite=True,
     )  # fmt: skip
-    manifest = trained.manifest
-    console.print(
-        f"Best validation {manifest['validation']['score']:.4g} after {manifest['inner_steps']:,} "
-        f"inner steps in {manifest['seconds']:.0f} s. The optimizer: {folder / 'rule.safetensors'}"
-    )
 
 
 @app.command("evaluate")
@@ -230,8 +277,7 @@ def evaluate_command(
     out: Out = Path("runs"),
 ) -> None:
     """Compare rules with tuned baselines on fresh starts of a task."""
-    if folder is not None:
-        refuse_results(folder)
+    _require_places(folder, out, cache)
     config: dict[str, Any] = {
         "task": task, "source": source, "data_dir": str(data_dir) if data_dir else None,
         "device": device, "rules": rule or [],
@@ -246,15 +292,16 @@ def evaluate_command(
             steps=steps, seeds=seeds, tuning_seeds=tuning_seeds,
             timing_rounds=Settings.timing_rounds if timing else 0, cache=cache,
         )  # fmt: skip
-        say("drawing the report")
-        where = folder or new_run_folder(out, f"evaluate-{file_name(task)}")
-        summary = write_results(
-            where, result.records, recipe=recipe, scale=scale, command=_command(), config=config
-        )
-    console.print(tables.losses(summary["rows"]))
-    for sentence in verdicts(summary["rows"]):
-        console.print(sentence)
-    console.print(f"Report: {where / 'report.html'}")
+
+    def show(rows: list[dict[str, Any]]) -> None:
+        console.print(tables.losses(rows))
+        for sentence in verdicts(rows):
+            console.print(sentence, markup=False)
+
+    _conclude(
+        result.records, folder, out, f"evaluate-{file_name(task)}", show, recipe=recipe,
+        scale=scale, config=config,
+    )  # fmt: skip
 
 
 @app.command("transfer")
@@ -286,9 +333,8 @@ def transfer_command(
 
     Interrupted, the same command goes on where it stopped (by the cache, OUT/cache by default).
     """
-    if folder is not None:
-        refuse_results(folder)
     kept = cache if cache is not None else out / "cache"
+    _require_places(folder, out, kept)
     config: dict[str, Any] = {
         "tasks": task, "source": source, "data_dir": str(data_dir) if data_dir else None,
         "device": device, "rules": rule,
@@ -303,14 +349,14 @@ def transfer_command(
             steps=steps, seeds=seeds, tuning_seeds=tuning_seeds, cache=kept,
             timing_rounds=Settings.timing_rounds if timing else 0,
         )  # fmt: skip
-        say("drawing the report")
-        where = folder or new_run_folder(out, "transfer")
-        summary = write_results(
-            where, result.records, recipe=recipe, scale=scale, command=_command(), config=config
-        )
-    for metric, label in (("mean_train_loss", "mean loss"), ("final_train_loss", "final loss")):
-        console.print(tables.matrix(transfer_matrix(summary["rows"], metric), label))
-    console.print(f"Report: {where / 'report.html'}")
+
+    def show(rows: list[dict[str, Any]]) -> None:
+        for metric, label in (("mean_train_loss", "mean loss"), ("final_train_loss", "final loss")):
+            console.print(tables.matrix(transfer_matrix(rows, metric), label))
+
+    _conclude(
+        result.records, folder, out, "transfer", show, recipe=recipe, scale=scale, config=config
+    )
 
 
 @app.command()
@@ -366,18 +412,21 @@ def _any_rule(name: str) -> TrainedRule:
 
 
 @app.command()
+@guarded
 def report(folder: Annotated[Path, typer.Argument(help="Folder of a run.")]) -> None:
     """Draw a run's figures and page again, from its records alone."""
-    console.print(f"Report: {rerender(folder)}")
+    console.print(f"Report: {rerender(folder)}", markup=False)
 
 
 @app.command()
+@guarded
 def info(checkpoint: Annotated[str, typer.Argument(help="Bundled name or file.")]) -> None:
     """Say what a trained rule is and how it came to be."""
     console.print(tables.described(load(checkpoint)))
 
 
 @app.command()
+@guarded
 def tasks() -> None:
     """List the tasks: networks, data sets, and how their names make a task's."""
     for label, names in (
@@ -397,6 +446,7 @@ def tasks() -> None:
 
 
 @app.command()
+@guarded
 def rules() -> None:
     """List the rules and the trained ones that come with the package."""
     console.print(f"learned: {', '.join(LEARNED)}")
@@ -444,17 +494,144 @@ def _horizons(horizon: int | None, curriculum: str | None) -> dict[str, Any]:
         ) from None
 
 
+def _require_places(folder: Path | None, out: Path, cache: Path | None) -> None:
+    """Try the folders that a comparison will write to, before anything is measured."""
+    if folder is not None:
+        refuse_results(folder)
+        require_place(folder, "--folder")
+    else:
+        require_place(out, "--out")
+    if cache is not None:
+        require_place(cache, "--cache")
+
+
+def _conclude(
+    records: Records,
+    folder: Path | None,
+    out: Path,
+    name: str,
+    show: Callable[[list[dict[str, Any]]], None],
+    **told: Any,
+) -> None:
+    """Write results, show them and say where they are. Those that cannot be written are shown."""
+    failed = None
+    with telling(console) as say:
+        say("drawing the report")
+        try:
+            where = folder or new_run_folder(out, name)
+        except CheckpointError:
+            where = out / name  # writing there says why it fails, and where the results are
+        try:
+            rows = write_results(where, records, command=_command(), **told)["rows"]
+        except ValueError as error:
+            rows, failed = summarise(records), error
+    show(rows)
+    if failed is not None:
+        raise failed
+    done = where / PAGE
+    console.print(f"Report: {done}" if done.exists() else f"Results: {where}", markup=False)
+
+
+_CONFIG = {
+    "tasks": list, "source": str, "data_dir": str | None, "device": str, "rule": str,
+    "rule_arguments": dict, "meta_training": dict, "name": str | None, "command": str,
+}  # fmt: skip
+"""What `config.json` of a meta-training holds."""
+
+
 def _read_config(folder: Path) -> dict[str, Any]:
     path = folder / "config.json"
     try:
         config = json.loads(path.read_text())
     except FileNotFoundError:
         raise ValueError(f"{path}: no such file; --resume takes the folder of a run") from None
-    except (OSError, json.JSONDecodeError) as error:
+    except (OSError, ValueError) as error:
         raise ValueError(f"{path}: not a readable configuration ({error})") from None
-    if not isinstance(config, dict) or not {"tasks", "meta_training"} <= config.keys():
-        raise ValueError(f"{path}: not of a run of `stepsmith train` as this version writes it")
+    if isinstance(config, dict):
+        config.setdefault("device", "cpu")  # which the first versions did not write
+    odd = [
+        key for key, kind in _CONFIG.items()
+        if not isinstance(config, dict) or key not in config or not isinstance(config[key], kind)
+    ]  # fmt: skip
+    if odd or not config["tasks"] or not all(isinstance(name, str) for name in config["tasks"]):
+        raise ValueError(
+            f"{path}: not of a run of `stepsmith train` as this version writes it (see "
+            f"{', '.join(odd or ['tasks'])})"
+        )
+    known = {field.name for field in dataclasses.fields(MetaTrainConfig)} | {"horizons"}
+    if unknown := sorted(config["meta_training"].keys() - known):
+        raise ValueError(
+            f"{path}: meta_training has {', '.join(unknown)}, which this version does not know; "
+            "go on with the version that wrote it"
+        )
     return config
+
+
+def _resumed(
+    folder: Path, given: dict[str, Any], typed: set[str], *, out: Path, run_code: bool
+) -> dict[str, Any]:
+    """The configuration that a run goes on with: its folder's.
+
+    Args:
+        folder: of the run.
+        given: a new run's configuration by the options given.
+        typed: names of those that the user typed.
+        out: as given.
+        run_code: whether tasks that the folder alone names may be imported.
+
+    Raises:
+        ValueError: no readable configuration, an option that says otherwise, or a task of the
+            user's own that neither option lets run.
+    """
+    config = _read_config(folder)
+    own = [name for name in config["tasks"] if ":" in name]
+    confirmed = given["tasks"] if "task" in typed else []
+    if not run_code and (unasked := [name for name in own if name not in confirmed]):
+        again = " ".join(f"--task {shlex.quote(name)}" for name in unasked if name.isprintable())
+        raise ValueError(
+            f"train: {folder}/config.json names code to run: {', '.join(map(_code, unasked))}. If "
+            f"you trust it, repeat it ({again}) or give --run-code"
+        )
+    differ = []
+    for option in sorted(typed - {"resume", "run_code", "tensorboard", "checkpoint_seconds"}):
+        wanted, kept = _both(option, given, config, out, folder)
+        if wanted != kept:
+            differ.append(f"--{option.replace('_', '-')} (the run has {kept!r})")
+    if differ:
+        raise ValueError(
+            f"train: --resume goes on with the settings in {folder}/config.json, and these differ: "
+            f"{', '.join(differ)}; leave them out, or begin another run"
+        )
+    if "checkpoint_seconds" in typed:
+        config["meta_training"]["checkpoint_seconds"] = given["meta_training"]["checkpoint_seconds"]
+    return config
+
+
+def _both(
+    option: str, given: dict[str, Any], config: dict[str, Any], out: Path, folder: Path
+) -> tuple[Any, Any]:
+    """What an option asks for, and what a run has in its place."""
+    if option == "out":
+        return out.resolve(), folder.resolve().parent
+    if option == "task":  # some of them, to confirm that they may run
+        named = [name for name in given["tasks"] if name in config["tasks"]]
+        return given["tasks"], named if named == given["tasks"] else config["tasks"]
+    key = {"curriculum": "horizons"}.get(option, option)
+    for part in ("meta_training", "rule_arguments"):
+        if key in given[part]:
+            return given[part][key], config[part].get(key)
+    return given[key], config[key]
+
+
+def _code(name: str) -> str:
+    """A task of the user's own, and the file that would be imported first, found without running
+    anything."""
+    top = name.partition(":")[0].partition(".")[0]
+    path = [str(Path.cwd()), *sys.path]
+    found = importlib.machinery.PathFinder.find_spec(top, path) if top else None
+    places = [] if found is None else [found.origin, *(found.submodule_search_locations or [])]
+    place = next((place for place in places if place), "no file of this name here")
+    return f"{name!r} ({place})"
 
 
 def _command() -> str:
@@ -463,18 +640,24 @@ def _command() -> str:
 
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line; a user's mistake is one line and exit code 2, never a traceback."""
-    logging.basicConfig(
-        level=logging.WARNING, format="%(message)s",
-        handlers=[RichHandler(console=Console(stderr=True), show_time=False, show_path=False)],
-    )  # fmt: skip
-    # Being asked to stop is an interruption, however it is asked.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        app(arguments, standalone_mode=True)
-    except KeyboardInterrupt:
-        _fail(INTERRUPTED)
-    except (ValueError, TypeError, OSError, RuntimeError, ArithmeticError) as error:
-        _fail(f"{error}" if str(error) else type(error).__name__)
+    with lasting() as streams:
+        logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[Warnings()])
+        # Being asked to stop is an interruption, however it is asked.
+        for number in STOPS:
+            if number != signal.SIGINT and not hangs_on(number):
+                signal.signal(number, signal.default_int_handler)
+        try:
+            app(arguments, standalone_mode=True)
+        except KeyboardInterrupt:
+            _fail(INTERRUPTED)
+        except (ValueError, TypeError, OSError, RuntimeError, ArithmeticError) as error:
+            _fail(f"{error}" if str(error) else type(error).__name__)
+        except SystemExit as ended:
+            for stream in streams:
+                stream.flush()
+                if stream.lost is not None and not ended.code:
+                    _fail(f"not all that was to be printed could be ({stream.lost})")
+            raise
 
 
 def _fail(message: str) -> None:

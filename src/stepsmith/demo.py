@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 
 from stepsmith.evaluate import Records, evaluate
 from stepsmith.hub import TrainedRule
 from stepsmith.meta import meta_train
-from stepsmith.report import new_run_folder, write_results
+from stepsmith.meta.checkpoint import RULE
+from stepsmith.report import new_run_folder, save_records, write_results
 from stepsmith.report.break_even import break_even
+from stepsmith.report.folder import PAGE
 from stepsmith.report.verdict import cost_sentences, verdicts
+from stepsmith.store import CheckpointError
 from stepsmith.tasks import make_task
 from stepsmith.terminal import telling
 
@@ -35,6 +40,8 @@ STAGES = (
     Stage("mlp-fashion_mnist", "another data set", ("nag", "adam"), 16, 4),
     Stage("convnet-mnist", "another network", ("nag", "adam"), 6, 2),
 )  # fmt: skip
+
+_log = logging.getLogger("stepsmith")
 
 META_TRAINING: dict[str, Any] = {"copies": 1, "validations": 5, "validation_copies": 4}
 
@@ -63,6 +70,9 @@ def demo(*, seconds: float, seed: int, out: Path, command: str, console: Console
         seed=seed, **META_TRAINING,
     )  # fmt: skip
     records = Records()
+    config = {
+        "seconds": seconds, "seed": seed, "meta_training": META_TRAINING, "data": "sample",
+    }  # fmt: skip
     with telling(console) as say:
         for number, stage in enumerate(STAGES, 2):
             console.print(
@@ -70,24 +80,25 @@ def demo(*, seconds: float, seed: int, out: Path, command: str, console: Console
                 f"starts; {', '.join(stage.baselines)} tuned."
             )
             records.extend(_compare(stage, trained, say))
+            try:  # so that `stepsmith report` has something where a later stage is interrupted
+                save_records(folder, records, config)
+            except CheckpointError as error:
+                _log.warning("demo: %s", error)
         say("drawing the report")
-        config = {
-            "seconds": seconds,
-            "seed": seed,
-            "meta_training": META_TRAINING,
-            "data": "sample",
-        }
         summary = write_results(
             folder, records, recipe="demo", scale="quick", command=command, config=config,
             overwrite=True,
         )  # fmt: skip
     console.print()
     for sentence in verdicts(summary["rows"]):
-        console.print(sentence)
+        console.print(sentence, markup=False)
     for sentence in cost_sentences(break_even(summary["rows"], records)):
-        console.print(sentence)
-    console.print(f"\nReport     [bold]{folder / 'report.html'}[/]")
-    console.print(f"Optimizer  [bold]{folder / 'rule.safetensors'}[/]")
+        console.print(sentence, markup=False)
+    if (folder / PAGE).exists():
+        console.print(f"\nReport     [bold]{escape(str(folder / PAGE))}[/]")
+    if not (folder / RULE).exists():
+        trained.save(folder / RULE)  # there may be room by now; where not, this says so
+    console.print(f"Optimizer  [bold]{escape(str(folder / RULE))}[/]")
     return folder
 
 

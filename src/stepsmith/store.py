@@ -7,7 +7,7 @@ import json
 import os
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +72,39 @@ def _atomically(path: Path, put: Callable[[Path], object]) -> None:
     finally:
         if temporary is not None:
             temporary.unlink(missing_ok=True)
+
+
+_TRIED = 2**16
+"""Bytes written to try a folder: a full disk may still take an empty file."""
+
+
+def require_place(folder: str | Path, use: str) -> None:
+    """Try a folder before work begins for it: make it, write a small file there, and undo both.
+
+    Args:
+        folder: where something will be saved.
+        use: what for, to begin the message with, such as `"--out"`.
+
+    Raises:
+        CheckpointError: the folder cannot be made, or nothing can be written there.
+    """
+    folder = Path(folder)
+    made = [one for one in (folder, *folder.parents) if not os.path.lexists(one)]
+    tried = folder / f".tried-{os.getpid()}-{threading.get_ident()}"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        tried.write_bytes(bytes(_TRIED))
+    except OSError as error:
+        raise CheckpointError(
+            f"{use} {folder}: is no folder that can be written to ({error.strerror or error}); "
+            "make room or choose another folder"
+        ) from None
+    finally:
+        with suppress(OSError):
+            tried.unlink()
+        for one in made:
+            with suppress(OSError):  # another process may use it by now
+                one.rmdir()
 
 
 def _sha256(text: str) -> str:

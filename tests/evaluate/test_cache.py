@@ -15,7 +15,9 @@ from torch import nn
 
 from stepsmith.evaluate import BASELINES, Baseline, evaluate, run
 from stepsmith.evaluate.cache import identity, together
+from stepsmith.evaluate.records import Records
 from stepsmith.optim import LearnedOptimizer
+from stepsmith.store import CheckpointError
 from stepsmith.tasks import ModuleTask, Quadratic
 from stepsmith.tasks.wrapped import WrappedTask
 
@@ -280,3 +282,26 @@ def test_a_cache_that_is_a_file(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(ValueError, match="file: is no folder"):
         evaluate(Quadratic(3), [], ["adam"], cache=tmp_path / "file", **FEW)
+
+
+def test_an_entry_that_cannot_be_written_is_said_and_loses_nothing(
+    tmp_path, monkeypatch, caplog, tiny_task
+):
+    def full(records, path):
+        raise CheckpointError(f"{path}: could not be written (No space left on device)")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Records, "save", full)
+        given = evaluate(tiny_task, {"mine": fresh()}, ["adam"], cache=tmp_path, **FEW)
+    assert caplog.text.count("No space left") == 2  # of the rule and of the baseline
+    again = evaluate(tiny_task, {"mine": fresh()}, ["adam"], cache=tmp_path, **FEW)
+    assert values(again, purpose="test") == values(given, purpose="test")
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+@pytest.mark.parametrize("place", ["file", "file/sub", "/dev/full"])
+def test_a_cache_is_tried_before_anything_is_measured(tmp_path, trainings, tiny_task, place):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(CheckpointError, match="is no folder that can be written to"):
+        evaluate(tiny_task, [], ["adam"], cache=tmp_path / place, **FEW)
+    assert not trainings

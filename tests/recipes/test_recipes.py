@@ -15,6 +15,7 @@ from stepsmith.recipes import QUICK, RECIPES, Study, core_hours, recipe, run_rec
 from stepsmith.recipes.paper_a import published
 from stepsmith.recipes.paper_a.rules import RULES, learned
 from stepsmith.rules import make_rule
+from stepsmith.store import CheckpointError
 
 
 @pytest.fixture(scope="module")
@@ -125,3 +126,23 @@ def test_a_gpu_that_is_not_there_is_an_ordinary_error(tmp_path, monkeypatch, cap
         main(["recipe", "run", "a1-quadratic", "--quick", "--device", "cuda"])
     assert done.value.code == 2
     assert "sees no GPU" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("wrong", ["folder", "cache"])
+@pytest.mark.parametrize("place", ["file", "file/sub"])
+def test_places_are_tried_before_a_recipe_runs(tmp_path, monkeypatch, wrong, place):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setattr(Study, "meta_train", lambda *a, **k: pytest.fail("began"))
+    where = {"folder": tmp_path / "out", "cache": tmp_path / "cache", wrong: tmp_path / place}
+    with pytest.raises(CheckpointError, match="is no folder that can be written to"):
+        run_recipe(recipe("a1-quadratic"), QUICK, command="c", **where)
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_a_damaged_rule_of_the_cache_is_made_again(tmp_path, caplog):
+    first = learned(Study("one", QUICK, tmp_path), "quadratic")
+    for kept in tmp_path.rglob("rule.safetensors"):
+        kept.write_bytes(kept.read_bytes()[:-50])
+    again = learned(Study("two", QUICK, tmp_path), "quadratic")
+    assert again.fingerprint == first.fingerprint
+    assert "meta-training again" in caplog.text

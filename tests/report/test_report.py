@@ -9,6 +9,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from stepsmith.evaluate import records as records_module
 from stepsmith.evaluate.records import Key, Records
 from stepsmith.evaluate.statistics import summarise
 from stepsmith.report import (
@@ -21,6 +22,7 @@ from stepsmith.report import (
     verdicts,
     write_results,
 )
+from stepsmith.report import folder as module
 from stepsmith.report.break_even import break_even_figure
 from stepsmith.report.style import CROWD, STRONG, colours, dashes, svg
 from stepsmith.store import CheckpointError
@@ -372,6 +374,90 @@ def test_figures_that_are_no_more_go(tmp_path):
     (folder / "summary.json").write_text("{")
     write_results(folder, made(task="third"), overwrite=True, **options)
     assert (folder / "third.svg").exists()
+
+
+def test_results_are_there_before_figures_and_survive_them(tmp_path, monkeypatch, caplog):
+    folder = tmp_path / "run"
+    seen = []
+
+    def draw(*arguments):
+        seen.extend(sorted(path.name for path in folder.iterdir()))
+        raise CheckpointError("toy.svg: could not be written (No space left on device)")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("stepsmith.report.folder._draw", draw)
+        summary = written(folder)
+    assert seen == ["config.json", "records.parquet", "summary.json"]
+    assert "No space left" in caplog.text
+    assert f"stepsmith report {folder}" in caplog.text
+    assert summary["rows"] == summarise(made())
+    assert summary["figures"] == []
+    assert json.loads((folder / "summary.json").read_text()) == json.loads(json.dumps(summary))
+    assert rerender(folder).exists()
+    assert (folder / "toy.svg").exists()
+
+
+@pytest.mark.parametrize("lost", [["summary.json"], ["summary.json", "config.json"]])
+def test_records_alone_are_enough_for_a_report(tmp_path, lost):
+    whole = written(tmp_path / "run")
+    for name in [*lost, "report.html", "toy.svg"]:
+        (tmp_path / "run" / name).unlink()
+    assert "<svg" in rerender(tmp_path / "run").read_text()
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    for key in ("rows", "recipe", "scale", "figures"):
+        assert summary[key] == json.loads(json.dumps(whole[key])), key
+    assert summary["machine"] == {}  # not this one's: nobody knows
+    assert read_results(tmp_path / "run")[2] == ({} if "config.json" in lost else {"seeds": SEEDS})
+
+
+def test_records_without_a_summary_are_not_overwritten(tmp_path):
+    written(tmp_path / "run")
+    (tmp_path / "run" / "summary.json").unlink()
+    with pytest.raises(ValueError, match="results of an earlier run"):
+        written(tmp_path / "run", factor=2.0)
+
+
+@pytest.mark.parametrize("name", ["records.parquet", "config.json", "summary.json"])
+def test_results_that_a_folder_refuses_are_kept_elsewhere(tmp_path, monkeypatch, name):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    put = module.write_bytes
+
+    def refused(path, data):
+        if path.parent == tmp_path / "run" and path.name == name:
+            raise CheckpointError(f"{path}: could not be written (full)")
+        put(path, data)
+
+    for one in (records_module, module):
+        monkeypatch.setattr(one, "write_bytes", refused)
+    with pytest.raises(CheckpointError, match=r"full.* The results are in .*stepsmith-"):
+        written(tmp_path / "run")
+    (spare,) = tmp_path.glob("stepsmith-*")
+    assert read_results(spare)[1]["rows"] == json.loads(json.dumps(summarise(made())))
+    assert rerender(spare).exists()
+
+
+def test_results_that_can_be_kept_nowhere(tmp_path, monkeypatch):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "void"))
+    (tmp_path / "file").write_text("")
+    with pytest.raises(CheckpointError, match=r"file/run.* Nor could they be kept elsewhere"):
+        written(tmp_path / "file" / "run")
+
+
+@pytest.mark.parametrize("figures", ["toy.svg", 5, None, [5, None, ["x.svg"], "../out.svg"], {}])
+def test_figures_that_a_summary_garbles_are_none(tmp_path, figures):
+    (tmp_path / "out.svg").write_text("")
+    summary = written(tmp_path / "run")
+    summary["figures"] = figures
+    (tmp_path / "run" / "summary.json").write_text(json.dumps(summary))
+    rerender(tmp_path / "run")
+    assert (tmp_path / "run" / "toy.svg").exists()
+    assert (tmp_path / "out.svg").exists()
+
+
+def test_a_run_folder_where_a_link_leads_nowhere(tmp_path):
+    (tmp_path / "link").symlink_to(tmp_path / "void" / "void")
+    with pytest.raises(CheckpointError, match="cannot be made"):
+        new_run_folder(tmp_path / "link", "run")
 
 
 def test_folders_that_are_none(tmp_path):

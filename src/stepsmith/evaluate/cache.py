@@ -26,7 +26,7 @@ from stepsmith.evaluate.records import Key, Records
 from stepsmith.hub import TrainedRule
 from stepsmith.names import file_name
 from stepsmith.optim import LearnedOptimizer
-from stepsmith.store import CheckpointError, fingerprint
+from stepsmith.store import CheckpointError, fingerprint, require_place
 from stepsmith.tasks.base import Batch, Task
 from stepsmith.tasks.module import ModuleTask
 from stepsmith.tasks.wrapped import WrappedTask
@@ -60,11 +60,12 @@ class Cache:
         """The cache of a task's measurements in a folder.
 
         Raises:
-            ValueError: `folder` is a file.
+            CheckpointError: `folder` is a file, or nothing can be written there.
         """
-        if folder is not None and Path(folder).exists() and not Path(folder).is_dir():
-            raise ValueError(f"cache {folder}: is no folder; choose a folder or a new name")
-        return cls() if folder is None else cls(Path(folder), identity(task))
+        if folder is None:
+            return cls()
+        require_place(folder, "cache")
+        return cls(Path(folder), identity(task))
 
     def path(self, name: str, decides: Mapping[str, Any]) -> Path | None:
         """The entry's file: `<task>-<name>-<hash>.parquet`."""
@@ -82,7 +83,8 @@ class Cache:
         measure: Callable[[], Records],
         adopt: Callable[[Key], Key],
     ) -> Records:
-        """What `measure` returns, from the folder where it was measured before.
+        """What `measure` returns, from the folder where it was measured before. An entry that
+        cannot be written is said, and measured again the next time.
 
         Args:
             name: for the file's name.
@@ -107,7 +109,10 @@ class Cache:
         key = replace(records.blocks[0].key, purpose="spent", hyper_parameters="{}")
         records.add(adopt(key), "core_seconds", [spent], seeds=[0], steps=[0])
         if path is not None:
-            records.save(path)
+            try:
+                records.save(path)
+            except CheckpointError as error:
+                _log.warning("%s What was measured counts, and is not kept.", error)
         return records
 
 

@@ -143,7 +143,8 @@ def evaluate(
 
     Raises:
         ValueError: a bad setting, an unknown name, two optimizers of one name, nothing to compare,
-            a loss that is not above zero at a start, a cache that is no folder.
+            a loss that is not above zero at a start, a cache that is no folder or cannot be written
+            to (one that fills up later is said, and what was measured is returned).
     """
     wanted = Settings(**settings)
     named = named_rules(rules)

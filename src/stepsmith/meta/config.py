@@ -60,7 +60,7 @@ class MetaTrainConfig:
         patience: end where this many validations in a row were no better than the best before
             them; None spends the whole budget.
         seed: of everything.
-        checkpoint_seconds: seconds between checkpoints.
+        checkpoint_seconds: longest time between checkpoints; the first come sooner.
 
     Raises:
         ValueError: a value out of range, both budgets or none.

@@ -18,8 +18,9 @@ from typing import Any
 
 from stepsmith.hub import TrainedRule
 from stepsmith.meta.adjoint import Window
-from stepsmith.meta.checkpoint import require_fresh
+from stepsmith.meta.checkpoint import CHECKPOINT, alone, require_begun, require_fresh, save_rule
 from stepsmith.meta.config import MetaTrainConfig
+from stepsmith.meta.progress import require_tensorboard
 from stepsmith.meta.trainer import Run, has_stalled, meta_train
 from stepsmith.rules import Rule
 from stepsmith.tasks.base import Task
@@ -86,37 +87,42 @@ def train_curriculum(
     folder = None if out is None else Path(out)
     if folder is None and (resume or tensorboard):
         raise ValueError("train_curriculum: resume and tensorboard need out=FOLDER")
-    if folder is not None and not resume:
-        require_fresh("train_curriculum", folder)
+    if tensorboard:
+        require_tensorboard()
+    if folder is not None and resume:
+        require_begun(folder)
     unit = "steps" if config.get("steps") is not None else "seconds"
     counter = "inner_steps" if unit == "steps" else "seconds"
     start = rule.manifest if isinstance(rule, TrainedRule) else {}
     told: list[dict[str, Any]] = []
     current: Rule | TrainedRule | str = rule
     before = start
-    for place, stage in enumerate(stages):
-        left = config[unit] - (before.get(counter, 0) - start.get(counter, 0))
-        budget = left * shares[place] / sum(shares[place:])
-        # Where earlier stages overran, a stage still validates what it was given.
-        stage[unit] = max(1, int(budget)) if unit == "steps" else max(1e-3, budget)
-        own = None if folder is None else folder / f"stage-{place + 1}-{stage['horizon']}"
-        begun = own is not None and (place == 0 or (own / "run.safetensors").exists())
-        try:
-            current = meta_train(
-                task, current, out=own, resume=resume and begun, progress=progress,
-                tensorboard=tensorboard, name=name, on_window=on_window, **stage,
-            )  # fmt: skip
-        except KeyboardInterrupt:
-            kept = "" if folder is None else f"; continue with resume=True, out={str(folder)!r}"
-            raise KeyboardInterrupt(
-                f"meta-training was interrupted in stage {place + 1} of {len(stages)}{kept}"
-            ) from None
-        told.append(_told(current, before, patience))
-        before = current.manifest
-    assert isinstance(current, TrainedRule)
-    trained = dataclasses.replace(current, manifest={**current.manifest, "curriculum": told})
-    if folder is not None:
-        trained.save(folder / "rule.safetensors")
+    with alone("train_curriculum", folder):
+        if folder is not None and not resume:
+            require_fresh("train_curriculum", folder)
+        for place, stage in enumerate(stages):
+            left = config[unit] - (before.get(counter, 0) - start.get(counter, 0))
+            budget = left * shares[place] / sum(shares[place:])
+            # Where earlier stages overran, a stage still validates what it was given.
+            stage[unit] = max(1, int(budget)) if unit == "steps" else max(1e-3, budget)
+            own = None if folder is None else folder / f"stage-{place + 1}-{stage['horizon']}"
+            begun = resume and own is not None and (own / CHECKPOINT).exists()
+            try:
+                current = meta_train(
+                    task, current, out=own, resume=begun, progress=progress,
+                    tensorboard=tensorboard, name=name, on_window=on_window, **stage,
+                )  # fmt: skip
+            except KeyboardInterrupt:
+                kept = "" if folder is None else f"; continue with resume=True, out={str(folder)!r}"
+                raise KeyboardInterrupt(
+                    f"meta-training was interrupted in stage {place + 1} of {len(stages)}{kept}"
+                ) from None
+            told.append(_told(current, before, patience))
+            before = current.manifest
+        assert isinstance(current, TrainedRule)
+        trained = dataclasses.replace(current, manifest={**current.manifest, "curriculum": told})
+        if folder is not None:
+            save_rule(trained, folder)
     return trained
 
 

@@ -19,13 +19,22 @@ from torch import Tensor
 from stepsmith.hub import TrainedRule
 from stepsmith.machine import machine
 from stepsmith.meta.adjoint import Window
-from stepsmith.meta.checkpoint import load_run, require_fresh, save_run
+from stepsmith.meta.checkpoint import (
+    CHECKPOINT,
+    Saver,
+    alone,
+    can_continue,
+    load_run,
+    require_begun,
+    require_fresh,
+    save_rule,
+)
 from stepsmith.meta.config import MetaTrainConfig
 from stepsmith.meta.episodes import Episodes, joint_name, joint_score
-from stepsmith.meta.interrupt import Interrupt
-from stepsmith.meta.progress import Reporter
+from stepsmith.meta.progress import Reporter, require_tensorboard
 from stepsmith.rules import Rule, make_rule
 from stepsmith.tasks.base import Task
+from stepsmith.terminal import Interrupt
 
 _log = logging.getLogger("stepsmith")
 
@@ -238,10 +247,14 @@ def meta_train(
         rule: a rule, or the name of one (`joined`, `l2o_dm`, `rnnprop`), to start from fresh
             weights; a `TrainedRule` (`load` gives one) to go on from its weights. The manifest then
             counts its seconds too, and tells its history under `parent`.
-        out: folder for checkpoints (`run.safetensors`, every few minutes and at the end) and the
-            result (`rule.safetensors`), without those of another run; None writes nothing.
+        out: folder for checkpoints (`run.safetensors`: after the first window, at growing intervals
+            up to `checkpoint_seconds`, and at the end) and the result (`rule.safetensors`), without
+            those of another run; None writes nothing. A checkpoint that cannot be written is said
+            and tried again; a result that cannot is kept among the system's temporary files, and
+            the warning says where.
         resume: continue from the checkpoint in `out`, to the same numbers as an uninterrupted run
-            (bitwise on a CPU with a budget in steps).
+            (bitwise on a CPU with a budget in steps). A folder without a checkpoint, whose run was
+            killed before the first, begins from its start.
         progress: show a bar with rates and the expected end.
         tensorboard: write TensorBoard events to `out/tensorboard` (needs the extra).
         name: of the trained rule; by default the task's, or how many there are.
@@ -252,10 +265,12 @@ def meta_train(
         The rule with the weights that validated best.
 
     Raises:
-        ValueError: a bad configuration, a rule without weights, a checkpoint of another one, a
-            folder that holds a meta-training and is not to be resumed.
+        ValueError: a bad configuration, a rule without weights, a checkpoint of another one or a
+            damaged one, a folder that holds a meta-training and is not to be resumed, that another
+            process trains in, or that cannot be written to; TensorBoard is not installed.
         RuntimeError: no validation ever had a finite score.
-        KeyboardInterrupt: interrupted; the window was finished and a checkpoint written first.
+        KeyboardInterrupt: interrupted by SIGINT, SIGTERM or SIGHUP; the window was finished and a
+            checkpoint written first.
 
     >>> from stepsmith.tasks import Quadratic
     >>> trained = meta_train(Quadratic(), "joined", steps=400, horizon=20, validations=1)
@@ -264,65 +279,89 @@ def meta_train(
     """
     settings = MetaTrainConfig(**config)
     tasks = [task] if isinstance(task, Task) else list(task)
-    run = Run(tasks, make_rule(rule) if isinstance(rule, str) else rule, settings)
     folder = None if out is None else Path(out)
     if folder is None and (resume or tensorboard):
         raise ValueError("meta_train: resume and tensorboard need out=FOLDER")
-    checkpoint = None if folder is None else folder / "run.safetensors"
-    if resume:
-        assert checkpoint is not None
-        load_run(run, checkpoint)
-    elif folder is not None:
-        require_fresh("meta_train", folder)
-    earlier, earlier_cores = run.progress.elapsed, run.progress.core_seconds
-    begun = saved = time.perf_counter()
-    begun_cores = time.process_time()
-
-    def tick() -> None:
-        run.progress.elapsed = earlier + time.perf_counter() - begun
-        if earlier_cores is not None:
-            run.progress.core_seconds = earlier_cores + time.process_time() - begun_cores
-
-    events = folder / "tensorboard" if tensorboard and folder is not None else None
-    with Interrupt() as interrupt, Reporter(run, shown=progress, tensorboard=events) as reporter:
-        if not run.progress.validations:
-            run.validate()
-            tick()
-            if checkpoint:  # so that a run killed early can be resumed too
-                save_run(run, checkpoint)
-        while run.spent < 1 and not run.stalled:
-            window = run.window()
-            tick()
-            due = len(run.progress.validations) - 1 < int(run.spent * settings.validations)
-            if due or run.spent >= 1:
-                run.validate()
-                tick()
-            reporter.show(window)
-            if on_window is not None:
-                on_window(run, window)
-            stale = time.perf_counter() - saved > settings.checkpoint_seconds
-            if checkpoint and (stale or interrupt.asked):
-                save_run(run, checkpoint)
-                saved = time.perf_counter()
-            if interrupt.asked:
-                kept = f"; continue with resume=True, out={str(folder)!r}" if checkpoint else ""
-                raise KeyboardInterrupt(f"meta-training was interrupted{kept}")
-    if run.progress.best_score is None:
-        raise RuntimeError(
-            f"meta_train: no validation had a finite score{_never_finite(run)}; try a smaller "
-            "step_scale or lr"
-        )
+    if tensorboard:
+        require_tensorboard()
+    if resume and folder is not None:
+        require_begun(folder)
+    run = Run(tasks, make_rule(rule) if isinstance(rule, str) else rule, settings)
+    with alone("meta_train", folder):
+        if folder is not None:
+            if resume and can_continue(folder):
+                load_run(run, folder / CHECKPOINT)
+            else:
+                require_fresh("meta_train", folder)
+        saver = Saver(None if folder is None else folder / CHECKPOINT, settings.checkpoint_seconds)
+        events = folder / "tensorboard" if tensorboard and folder is not None else None
+        with (
+            Reporter(run, shown=progress, tensorboard=events) as reporter,
+            Interrupt() as interrupt,
+        ):
+            _drive(run, saver, reporter, interrupt, on_window)
+            done = run.spent >= 1 or run.stalled
+            if done and run.progress.best_score is None:
+                raise RuntimeError(
+                    f"meta_train: no validation had a finite score{_never_finite(run)}; try a "
+                    "smaller step_scale or lr"
+                )
+            saver.save(run)
+            trained = run.trained(name) if done else None
+            if trained is not None and folder is not None:
+                save_rule(trained, folder)
+            if interrupt.asked or trained is None:
+                raise KeyboardInterrupt(_stopped(folder, saver))
     scores = [point["score"] for point in run.progress.validations]
     if run.progress.best_score == scores[0] and len(scores) > 1:
         _log.warning(
             "meta_train: no validation was better than the first, so the weights returned are "
             "those it started from; give it a larger budget, or look at lr and step_scale"
         )
-    trained = run.trained(name)
-    if folder is not None and checkpoint is not None:
-        save_run(run, checkpoint)
-        trained.save(folder / "rule.safetensors")
     return trained
+
+
+def _drive(
+    run: Run,
+    saver: Saver,
+    reporter: Reporter,
+    interrupt: Interrupt,
+    on_window: Callable[[Run, Window], None] | None,
+) -> None:
+    """Spend what is left of a run's budget, or of what comes before an interruption."""
+    earlier, earlier_cores = run.progress.elapsed, run.progress.core_seconds
+    begun, begun_cores = time.perf_counter(), time.process_time()
+
+    def tick() -> None:
+        run.progress.elapsed = earlier + time.perf_counter() - begun
+        if earlier_cores is not None:
+            run.progress.core_seconds = earlier_cores + time.process_time() - begun_cores
+
+    if not run.progress.validations:
+        run.validate()
+        tick()
+        saver.save(run)
+    while run.spent < 1 and not run.stalled and not interrupt.asked:
+        window = run.window()
+        tick()
+        due = len(run.progress.validations) - 1 < int(run.spent * run.config.validations)
+        if due or run.spent >= 1:
+            run.validate()
+            tick()
+        reporter.show(window)
+        if on_window is not None:
+            on_window(run, window)
+        if saver.due():
+            saver.save(run)
+
+
+def _stopped(folder: Path | None, saver: Saver) -> str:
+    told = "meta-training was interrupted"
+    if folder is None:
+        return told
+    if saver.failed:
+        told += "; its state could not be saved, so an earlier checkpoint counts, if there is one"
+    return f"{told}; continue with resume=True, out={str(folder)!r}"
 
 
 def has_stalled(validations: Sequence[Mapping[str, Any]], patience: int | None) -> bool:

@@ -7,16 +7,16 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
 from stepsmith.machine import require_device
 from stepsmith.recipes import RECIPES, SCALES, Study, recipe, run_recipe
 from stepsmith.recipes.paper_a.rules import RULES, learned
-from stepsmith.terminal import guarded, telling
+from stepsmith.report.folder import PAGE
+from stepsmith.terminal import guarded, talking, telling
 
 app = typer.Typer(help="Figures and tables of the papers as programs.", no_args_is_help=True)
-console = Console(highlight=False)
+console = talking()
 
 Quick = Annotated[bool, typer.Option("--quick", help="A small version, on the bundled sample.")]
 CacheDir = Annotated[
@@ -32,6 +32,7 @@ Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace results th
 
 
 @app.command("list")
+@guarded
 def list_command() -> None:
     """List the recipes and the rules they meta-train."""
     table = Table("recipe", "what")
@@ -82,8 +83,9 @@ def run_command(
             data_dir=data_dir, device=device, say=say,
         )  # fmt: skip
     for sentence in summary["verdicts"]:
-        console.print(sentence)
-    console.print(f"Report: {folder / 'report.html'}")
+        console.print(sentence, markup=False)
+    done = folder / PAGE
+    console.print(f"Report: {done}" if done.exists() else f"Results: {folder}", markup=False)
 
 
 @app.command("rule")

@@ -19,6 +19,7 @@ from stepsmith.hub import TrainedRule, load
 from stepsmith.meta import meta_train, train_curriculum
 from stepsmith.report import refuse_results, verdicts, write_results
 from stepsmith.rules import Rule
+from stepsmith.store import CheckpointError, require_place
 from stepsmith.tasks import Task, make_task
 
 _log = logging.getLogger("stepsmith")
@@ -160,8 +161,13 @@ class Study:
         if any(size not in (None, USUAL_BATCH) for size in sizes):
             decides["batch_sizes"] = sizes
         with self.kept("rules", name, decides) as folder:
-            if (folder / "rule.safetensors").exists():
-                return load(folder / "rule.safetensors")
+            made = folder / "rule.safetensors"
+            if made.exists():
+                try:
+                    return load(made)
+                except CheckpointError as error:
+                    _log.warning("%s; meta-training again", error)
+                    made.replace(made.with_suffix(".damaged"))
             self.say(f"meta-training {name}")
             learn = train_curriculum if "horizons" in config else meta_train
             resume = any(folder.rglob("run.safetensors"))
@@ -246,14 +252,16 @@ def run_recipe(
         say: told what is being done.
 
     Raises:
-        ValueError: the recipe has no such scale, `folder` holds results already, or nothing was
-            measured.
+        ValueError: the recipe has no such scale, `folder` holds results already, it or `cache`
+            cannot be written to, or nothing was measured.
     """
     if scale.name not in recipe.scales:
         others = ", ".join(f"--{name}" for name in recipe.scales if name != "full")
         raise ValueError(f"{recipe.name}: has no scale --{scale.name}; it has {others}, and full")
     if not overwrite:
         refuse_results(folder, "pass --overwrite, or another --out")
+    require_place(folder, "--out")
+    require_place(cache, "--cache")
     study = Study(recipe.name, scale, cache, source, data_dir, say, device)
     recipe.run(study)
     if not any(study.records.select("train_loss")):

@@ -7,6 +7,7 @@ from stepsmith.report.folder import (
     read_results,
     refuse_results,
     rerender,
+    save_records,
     write_results,
 )
 from stepsmith.report.page import render
@@ -14,5 +15,6 @@ from stepsmith.report.verdict import cost_sentences, verdicts
 
 __all__ = [
     "FindingsTable", "break_even", "cost_sentences", "findings_tables", "new_run_folder",
-    "read_results", "refuse_results", "render", "rerender", "verdicts", "write_results",
+    "read_results", "refuse_results", "render", "rerender", "save_records", "verdicts",
+    "write_results",
 ]  # fmt: skip

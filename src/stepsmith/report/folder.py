@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import logging
+import os
+import tempfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from matplotlib.figure import Figure
 
-from stepsmith.evaluate.records import Records
+from stepsmith.evaluate.records import Key, Records
 from stepsmith.evaluate.statistics import summarise
 from stepsmith.machine import machine, versions
 from stepsmith.report import figures
@@ -18,24 +21,32 @@ from stepsmith.report.epochs import accuracy_curves, accuracy_spreads, update_tr
 from stepsmith.report.matrix import matrix_figures
 from stepsmith.report.page import render
 from stepsmith.report.style import svg
-from stepsmith.store import CheckpointError, write_bytes
+from stepsmith.store import CheckpointError, require_place, write_bytes
+from stepsmith.terminal import Interrupt
+
+RECORDS, SUMMARY, CONFIG, PAGE = "records.parquet", "summary.json", "config.json", "report.html"
+"""Files of a folder of results."""
+
+_log = logging.getLogger("stepsmith")
 
 
 def new_run_folder(root: Path, name: str) -> Path:
     """Make root/name, or root/name-2, root/name-3, ... where it exists.
 
     Raises:
-        CheckpointError: the folder cannot be made.
+        CheckpointError: the folder cannot be made, or nothing can be written there.
     """
     number = 1
     while True:
         folder = root / (name if number == 1 else f"{name}-{number}")
         try:
             folder.mkdir(parents=True)
+            require_place(folder, "out")
             return folder
-        except FileExistsError:
-            number += 1
         except OSError as error:
+            if isinstance(error, FileExistsError) and os.path.lexists(folder):
+                number += 1
+                continue
             raise CheckpointError(f"{folder}: cannot be made ({error.strerror})") from None
 
 
@@ -49,7 +60,7 @@ def refuse_results(folder: Path, advice: str = "choose another folder") -> None:
     Raises:
         ValueError: it does.
     """
-    if (folder / "summary.json").exists():
+    if any((folder / name).exists() for name in (SUMMARY, RECORDS)):
         raise ValueError(f"{folder}: holds the results of an earlier run; {advice}")
 
 
@@ -63,7 +74,10 @@ def write_results(
     config: dict[str, Any],
     overwrite: bool = False,
 ) -> dict[str, Any]:
-    """Write config.json, records.parquet, summary.json, figures as SVG and report.html.
+    """Write records.parquet, config.json and summary.json, then figures as SVG and report.html.
+
+    An interruption waits for the first three. Figures and page that cannot be drawn or written are
+    said, and no error: `rerender` draws them later.
 
     Args:
         folder: made where missing.
@@ -74,66 +88,123 @@ def write_results(
         overwrite: allow a folder that holds results already.
 
     Returns:
-        The summary: recipe, scale, command, machine, versions, rows.
+        The summary: recipe, scale, command, machine, versions, rows, figures (files drawn).
 
     Raises:
         ValueError: the folder holds results of another run.
-        CheckpointError: the disk refused.
+        CheckpointError: the disk refused; the message says where else the results are.
     """
     if not overwrite:
         refuse_results(folder)
-    summary = {
+    summary: dict[str, Any] = {
         "recipe": recipe, "scale": scale, "command": command, "machine": machine(),
-        "versions": versions(), "rows": summarise(records),
+        "versions": versions(), "rows": summarise(records), "figures": sorted(_figures(folder)),
     }  # fmt: skip
-    records.save(folder / "records.parquet")
-    write_bytes(folder / "config.json", _json(config))
-    _tell(folder, records, summary, config)
+    try:
+        _write_numbers(folder, records, summary, config)
+    except CheckpointError as error:
+        raise CheckpointError(f"{error} {_spare(records, summary, config)}") from None
+    try:
+        _tell(folder, records, summary, config)
+    except Exception as error:
+        fault = not isinstance(error, CheckpointError)  # of ours, or of what draws
+        _log.warning(
+            "%s: figures and page could not be drawn (%s); the results are there, and `stepsmith "
+            "report %s` draws them again", folder, error, folder, exc_info=fault,
+        )  # fmt: skip
     return summary
 
 
-def read_results(folder: Path) -> tuple[Records, dict[str, Any], dict[str, Any]]:
-    """Records, summary and configuration of a folder.
+def _write_numbers(
+    folder: Path, records: Records, summary: dict[str, Any], config: dict[str, Any]
+) -> None:
+    """Write what cannot be drawn again."""
+    with Interrupt() as interrupt:
+        save_records(folder, records, config)
+        write_bytes(folder / SUMMARY, _json(summary))
+    if interrupt.asked:
+        raise KeyboardInterrupt(f"interrupted; the results are in {folder}, without figures")
+
+
+def save_records(folder: Path, records: Records, config: dict[str, Any]) -> None:
+    """Write records and configuration alone, from which `rerender` makes all else.
 
     Raises:
-        CheckpointError: a file is missing, not readable, or not as `write_results` writes it.
+        CheckpointError: the disk refused.
     """
-    records = Records.load(folder / "records.parquet")
-    summary = _read_json(folder / "summary.json", ("recipe", "command", "machine", "versions"))
-    return records, summary, _read_json(folder / "config.json")
+    records.save(folder / RECORDS)
+    write_bytes(folder / CONFIG, _json(config))
+
+
+def _spare(records: Records, summary: dict[str, Any], config: dict[str, Any]) -> str:
+    """Write results among the system's temporary files; says where."""
+    try:
+        folder = Path(tempfile.mkdtemp(prefix="stepsmith-"))
+        _write_numbers(folder, records, summary, config)
+    except (CheckpointError, OSError) as error:
+        return f"Nor could they be kept elsewhere ({error})."
+    return f"The results are in {folder}."
+
+
+def read_results(folder: Path) -> tuple[Records, dict[str, Any], dict[str, Any]]:
+    """Records, summary and configuration of a folder. A run that was killed before it wrote the
+    last two left records alone: what they do not say is empty then.
+
+    Raises:
+        CheckpointError: the records are missing, or a file is not readable, or not as
+            `write_results` writes it.
+    """
+    records = Records.load(folder / RECORDS)
+    key = records.blocks[0].key if records.blocks else Key()
+    summary: dict[str, Any] = {
+        "recipe": key.recipe, "scale": key.scale, "command": "", "machine": {}, "versions": {},
+        "rows": [], "figures": [],
+    }  # fmt: skip
+    if (folder / SUMMARY).exists():
+        summary = _read_json(folder / SUMMARY, ("recipe", "command", "machine", "versions"))
+    config = _read_json(folder / CONFIG) if (folder / CONFIG).exists() else {}
+    return records, summary, config
 
 
 def rerender(folder: Path) -> Path:
-    """Draw figures and page again from a folder's records; returns the page's path."""
+    """Draw figures and page again from a folder's records; returns the page's path.
+
+    Raises:
+        CheckpointError: as `read_results`, or the disk refused.
+    """
     records, summary, config = read_results(folder)
     summary["rows"] = summarise(records)
+    summary["figures"] = sorted(_figures(folder))
+    write_bytes(folder / SUMMARY, _json(summary))
     _tell(folder, records, summary, config)
-    return folder / "report.html"
+    return folder / PAGE
 
 
 def _tell(folder: Path, records: Records, summary: dict[str, Any], config: dict[str, Any]) -> None:
-    """Write summary, figures and page; figures that an earlier summary names and that are no more
-    go."""
-    earlier = _figures(folder)
-    summary["figures"] = _draw(folder, records, summary["rows"])
-    write_bytes(folder / "summary.json", _json(summary))
+    """Draw figures and page, and name the figures in the summary; figures that an earlier summary
+    names and that are no more go."""
+    earlier = set(summary["figures"])
+    drawn = _draw(folder, records, summary["rows"])
+    summary["figures"] = drawn
+    write_bytes(folder / SUMMARY, _json(summary))
     page = render(
         records, summary["rows"], title=f"Stepsmith: {summary['recipe']}",
         command=summary["command"], config=config, machine=summary["machine"],
         versions=summary["versions"],
     )  # fmt: skip
-    write_bytes(folder / "report.html", page.encode())
-    for name in earlier - set(summary["figures"]):
+    write_bytes(folder / PAGE, page.encode())
+    for name in earlier - set(drawn):
         (folder / name).unlink(missing_ok=True)
 
 
 def _figures(folder: Path) -> set[str]:
     """Figures that the summary of a folder names, where there is one that can be read."""
     try:
-        named = _read_json(folder / "summary.json").get("figures", [])
+        named = _read_json(folder / SUMMARY).get("figures", [])
     except CheckpointError:
         return set()
-    return {name for name in named if name == Path(name).name and name.endswith(".svg")}
+    names = {name for name in named if isinstance(name, str)} if isinstance(named, list) else set()
+    return {name for name in names if name == Path(name).name and name.endswith(".svg")}
 
 
 def _draw(folder: Path, records: Records, rows: list[dict[str, Any]]) -> list[str]:
