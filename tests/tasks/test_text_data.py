@@ -138,10 +138,10 @@ def test_unknown_names_and_sources(tmp_path):
     )
 
 
-def test_auto_comes_down_to_the_sample_and_says_so_once(tmp_path, caplog):
+def test_auto_comes_down_to_the_sample_and_says_so_once(caplog):
     with caplog.at_level(logging.WARNING, logger="stepsmith"):
         for name in ("e2e", "e2e", "e2e-mr"):
-            assert load_text(name, data_dir=tmp_path, cache=False).origin == "sample"
+            assert load_text(name, cache=False).origin == "sample"
     first, second = caplog.messages
     assert first.startswith("e2e: using the bundled sample, 4000 training and 500 test sentences")
     assert "hub not reachable (test)" in first
