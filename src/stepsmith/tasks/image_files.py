@@ -107,11 +107,10 @@ def read_parquet(files: Sequence[Path], origin: str) -> Split:
         schema = read_schema(path)
         image = _column(path, schema, _IMAGE_COLUMNS)
         label = _column(path, schema, _LABEL_COLUMNS)
-        require_images(str(path), schema, image)
+        require_columns(str(path), schema, image, label)
         batches = [batch.column(0) for batch in read_batches(path, [label])]
-        labels.append(
-            labels_of(str(path), pa.chunked_array(batches, schema.field(label).type), label)
-        )
+        column = pa.chunked_array(batches, schema.field(label).type)
+        labels.append(labels_of(str(path), column, label))
         images.append((path, image))
         classes = classes or _class_names(schema, label)
 
@@ -199,11 +198,11 @@ def _as_numbers(names: Sequence[str]) -> Callable[[str], tuple[int, str]]:
     return (lambda name: (int(name), name)) if numbers else (lambda name: (0, name))
 
 
-def require_images(where: str, schema: pa.Schema, image: str) -> None:
-    """Refuse a column that does not hold encoded images.
+def require_columns(where: str, schema: pa.Schema, image: str, label: str) -> None:
+    """Refuse columns that do not hold encoded images and their labels.
 
     Raises:
-        DataError: it does not.
+        DataError: they do not.
     """
     kind = schema.field(image).type
     if not pa.types.is_struct(kind) or kind.get_field_index("bytes") < 0:
@@ -216,15 +215,18 @@ def require_images(where: str, schema: pa.Schema, image: str) -> None:
         raise DataError(
             f"{where}: column {image!r} must be struct{{bytes: binary, path: string}}, got {kind}"
         )
+    if not pa.types.is_integer(schema.field(label).type):
+        got = schema.field(label).type
+        raise DataError(f"{where}: column {label!r} must be integers without gaps, got {got}")
 
 
 def labels_of(where: str, labels: pa.ChunkedArray, name: str) -> np.ndarray:
-    """(N,) int64 labels of a column.
+    """(N,) int64 labels of a column of integers.
 
     Raises:
-        DataError: no integers, or rows without one.
+        DataError: rows without one.
     """
-    if not pa.types.is_integer(labels.type) or labels.null_count:
+    if labels.null_count:
         got = f"{labels.type} with {labels.null_count} empty rows"
         raise DataError(f"{where}: column {name!r} must be integers without gaps, got {got}")
     return labels.to_numpy().astype(np.int64)
@@ -420,5 +422,5 @@ def dimensions(shape: Iterable[int]) -> str:
 
 __all__ = [
     "DataError", "DataNotFound", "Split", "decode_all", "dimensions", "holds_images", "image_rows",
-    "labels_of", "one_line", "read_parquet", "read_split", "require_images", "say_lacking",
+    "labels_of", "one_line", "read_parquet", "read_split", "require_columns", "say_lacking",
 ]  # fmt: skip

@@ -15,7 +15,7 @@ from stepsmith.tasks.image_files import (
     decode_all,
     image_rows,
     labels_of,
-    require_images,
+    require_columns,
 )
 
 PROBE_SECONDS = 3.0  # how long to wait for the hub's first answer
@@ -102,10 +102,11 @@ def read_hub(name: str, revision: str | None = None) -> tuple[str, Split, Split]
     def read(part: Any) -> Split:
         where = f"{origin} {part.split}"
         tables = part.with_format("arrow")  # encoded bytes: nothing is decoded here
-        require_images(where, part.data.schema, str(image))
+        require_columns(where, part.data.schema, str(image), str(label))
         require_room(where, 8 * len(part), f"{len(part)} rows")
         labels = labels_of(where, tables.select_columns([label])[:][label], str(label))
         pictures = tables.select_columns([image])
+        require_room(where, pictures.data.nbytes, f"column {image}")
         batches = (
             chunk
             for begin in range(0, len(part), 256)

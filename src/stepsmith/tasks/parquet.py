@@ -25,7 +25,7 @@ from stepsmith.tasks.files import (
 # train_notes.parquet beside is none.
 _PART = r"{}([-_.]?\d[\w.-]*)?\.parquet"
 _ROWS = 1024  # of a batch at most
-_PIECE = 2**29  # bytes that a batch may have where each of its rows may be the largest
+_PIECE = 2**27  # bytes that a batch has at most, where its rows are of one size
 _BROKEN = (pa.ArrowException, OSError, MemoryError, UnicodeDecodeError)
 
 
@@ -81,7 +81,7 @@ def read_schema(path: Path) -> pa.Schema:
 
 
 def read_batches(path: Path, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
-    """Some columns of a file, a batch of rows at a time.
+    """Some columns of a file, a batch of rows at a time; text or bytes may come as dictionaries.
 
     Raises:
         DataError: no readable parquet file, or columns larger than the limit of `require_room`.
@@ -89,25 +89,30 @@ def read_batches(path: Path, columns: Sequence[str]) -> Iterator[pa.RecordBatch]
     regular(path)
     try:
         with pq.ParquetFile(path) as file:
-            rows = _rows_at_once(path, file.metadata, columns)
+            metadata = file.metadata
+        rows, shared = _plan(path, metadata, columns)
+        with pq.ParquetFile(path, metadata=metadata, read_dictionary=shared) as file:
             yield from file.iter_batches(rows, columns=list(columns))
     except _BROKEN as error:
         raise _unreadable(path, error) from None
 
 
-def _rows_at_once(path: Path, metadata: pq.FileMetaData, columns: Sequence[str]) -> int:
-    require_room(path, 8 * metadata.num_rows, f"{metadata.num_rows} rows")
-    total, largest = 0, 1
+def _plan(path: Path, metadata: pq.FileMetaData, columns: Sequence[str]) -> tuple[int, list[str]]:
+    """How many rows to read at once, and which columns as dictionaries."""
+    rows, total, shared = metadata.num_rows, 0, set[str]()
+    require_room(path, 8 * rows, f"{rows} rows")
     for group in range(metadata.num_row_groups):
         for place in range(metadata.num_columns):
             chunk = metadata.row_group(group).column(place)
             if chunk.path_in_schema.partition(".")[0] in columns:
-                total += chunk.total_uncompressed_size
-                # Values of a dictionary are stored once and may stand in every row.
-                if chunk.has_dictionary_page and chunk.physical_type == "BYTE_ARRAY":
-                    largest = max(largest, chunk.total_uncompressed_size)
+                size = chunk.total_uncompressed_size
+                total += size
+                # A value of a dictionary is stored once and may stand in every row.
+                largest = min(_ROWS, chunk.num_values) * size
+                if chunk.physical_type == "BYTE_ARRAY" and chunk.has_dictionary_page:
+                    shared |= {chunk.path_in_schema} if largest > _PIECE else set()
     require_room(path, total, f"columns {', '.join(columns)}")
-    return max(1, min(_ROWS, _PIECE // largest, _PIECE * metadata.num_rows // max(total, 1)))
+    return max(1, min(_ROWS, _PIECE * rows // max(total, 1))), sorted(shared)
 
 
 def _unreadable(path: Path, error: BaseException) -> DataError:

@@ -43,7 +43,6 @@ from stepsmith.tasks.sources import (
 COLUMNS = ("text", "sentence")
 """Columns looked for where none is named; a single column of strings will do too."""
 
-_CHECKED = 2**20  # characters from which on the limit is asked for
 _SAMPLE_DIR = Path(__file__).resolve().parents[1] / "data" / "text"
 
 
@@ -234,7 +233,8 @@ def _lines(path: Path) -> Iterator[str]:
 def _values(path: Path, column: str | None) -> Iterator[str | None]:
     column = _column(str(path), read_schema(path), column)
     for batch in read_batches(path, [column]):
-        yield from batch.column(0).to_pylist()
+        for value in batch.column(0):
+            yield value.as_py()
 
 
 def _column(where: str, schema: pa.Schema, wanted: str | None) -> str:
@@ -256,22 +256,15 @@ def _column(where: str, schema: pa.Schema, wanted: str | None) -> str:
 
 
 def _distinct(sentences: Iterable[str | None], where: str) -> tuple[str, ...]:
-    distinct: dict[str, None] = {}
-    size = 0
+    # Files that were joined have byte-order marks within.
+    joined = (" ".join((sentence or "").lstrip("\ufeff").split()) for sentence in sentences)
     try:
-        for sentence in sentences:
-            # Files that were joined have byte-order marks within.
-            joined = " ".join((sentence or "").lstrip("\ufeff").split())
-            if joined and joined not in distinct:
-                distinct[joined] = None
-                size += len(joined)
-                if size > _CHECKED:
-                    require_room(where, size, "its sentences")
+        distinct = tuple(sentence for sentence in dict.fromkeys(joined) if sentence)
     except UnicodeDecodeError as error:
         raise DataError(f"{where}: not readable as UTF-8 text ({one_line(error)})") from None
     if not distinct:
         raise DataError(f"{where}: holds no sentences")
-    return tuple(distinct)
+    return distinct
 
 
 def _read_hub(name: str, column: str | None, revision: str | None = None) -> TextSet:
@@ -285,6 +278,7 @@ def _read_hub(name: str, column: str | None, revision: str | None = None) -> Tex
         where = f"{origin} {part.split}"
         chosen = _column(where, part.data.schema, column)
         tables = part.select_columns([chosen]).with_format("arrow")
+        require_room(where, tables.data.nbytes, f"column {chosen}")
         values = (
             value
             for begin in range(0, len(part), 1024)
