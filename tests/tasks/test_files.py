@@ -78,6 +78,13 @@ def test_files_that_systems_make_are_no_images(tmp_path, caplog, name, place):
     assert said.startswith(f"{folder / 'train'}: left out 1 hidden or system file;")
 
 
+def test_a_folder_without_files_of_a_set_is_named(tmp_path):
+    write(tmp_path / "mine/train.csv", b"label,text")
+    for read, form in ((load_images, "train-images-idx3-ubyte"), (load_text, "train.txt")):
+        with pytest.raises(DataError, match=f"holds no mine .looked for mine/ with .*{form}"):
+            read("mine", data_dir=tmp_path)
+
+
 def test_other_formats_and_deeper_folders_are_counted_once(tmp_path, caplog):
     folder = image_folder(tmp_path / "mine")
     for i in range(3):
@@ -89,7 +96,7 @@ def test_other_formats_and_deeper_folders_are_counted_once(tmp_path, caplog):
         assert_holds_the_set(load(tmp_path), "mine", CLASSES)
     (said,) = caplog.messages
     assert "5 files of other formats or places (.tif 3, " in said
-    assert "1 folder within class folders" in said
+    assert "1 folder within class folders;" in said
 
 
 def test_endings_of_images_may_have_capitals(tmp_path):
@@ -233,6 +240,7 @@ def test_an_empty_name_of_a_directory_is_no_directory():
     for read, name in ((load_images, "mnist"), (load_text, "e2e")):
         with pytest.raises(ValueError, match="data_dir is empty"):
             read(name, data_dir="")
+    assert "does not exist" in refusal("mnist", data_dir="x" * 5000)
     assert "data_dir '~nobody-here/x'" in refusal("mnist", data_dir="~nobody-here/x")
 
 

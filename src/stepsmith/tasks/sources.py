@@ -69,16 +69,17 @@ class Library(Generic[Kind]):
             DataNotFound: an unknown name, a set that no place has, or a data directory without it.
             DataError: a set that is not readable.
         """
-        folder = None
+        folder, place = None, self.folder(name)
         if root is not None:
-            if source in ("auto", "directory") and not root.is_dir():
-                what = "is no folder" if root.exists() else "does not exist"
+            if source in ("auto", "directory") and not os.path.isdir(root):
+                what = "is no folder" if os.path.exists(root) else "does not exist"
                 raise DataNotFound(
                     f"{name}: the data directory {root} {what}; pass data_dir= or set "
                     "STEPSMITH_DATA_DIR to one that holds it, or leave out both"
                 )
             folder = self.find(name, root) if is_name(name) else None
-        if (name not in self.known and "/" not in name and folder is None) or not is_name(name):
+        mine = root is not None and is_name(name) and os.path.isdir(root / name)
+        if not is_name(name) or not (name in self.known or "/" in name or folder or mine):
             raise DataNotFound(self._unknown(name, root))
         if source == "sample":
             return self.read_sample(name)
@@ -86,11 +87,10 @@ class Library(Generic[Kind]):
             return self._noted(self.read_hub(name))
         if folder is not None:
             return self._noted(self.read_folder(name, folder))
-        place = self.folder(name)
         if root is not None and (source == "directory" or "/" not in name):
             raise DataNotFound(
                 f"{name}: {root} holds no {name} (looked for {place}/ with {self.looks_for}); pass "
-                f"data_dir= the directory that holds {place}/, or source= another than the "
+                f"data_dir= the directory that holds {place}/, or another source= than the "
                 "directory"
             )
         missing = "no data directory given (data_dir= or STEPSMITH_DATA_DIR)"
