@@ -334,6 +334,20 @@ def test_a_folder_that_cannot_be_listed_is_named(tmp_path, monkeypatch):
         Listing.of(tmp_path)
 
 
+def test_a_folder_that_cannot_be_listed_hides_no_others(tmp_path, monkeypatch):
+    image_folder(tmp_path / "mine")
+    (tmp_path / "private").mkdir()
+    real = os.scandir
+
+    def refuse(path):
+        if Path(path).name == "private":
+            raise PermissionError(13, "Permission denied", str(path))
+        return real(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    assert "did you mean 'mine'?" in refusal("mines", data_dir=tmp_path)
+
+
 def test_a_folder_in_the_place_of_a_file_is_named(tmp_path):
     with pytest.raises(DataError, match="must be a file, is a folder"):
         regular(tmp_path)

@@ -155,7 +155,10 @@ def require_room(where: object, size: int, what: str) -> None:
 
 def counted(kinds: Iterable[tuple[int, str]]) -> str:
     """Numbers and what they are of, as in 1 deeper folder, 3 files of other formats."""
-    words = [(n, what if n == 1 else re.sub("file|folder", r"\g<0>s", what, count=1)) for n, what in kinds]
+    words = [
+        (n, what if n == 1 else re.sub("file|folder", r"\g<0>s", what, count=1))
+        for n, what in kinds
+    ]
     return ", ".join(f"{n} {what}" for n, what in words if n)
 
 

@@ -128,9 +128,15 @@ class Library(Generic[Kind]):
             )
         return found
 
+    def _held(self, folder: Path) -> bool:
+        try:
+            return self.holds(folder)
+        except DataError:  # a folder that may not be listed is nobody's set
+            return False
+
     def _unknown(self, name: str, root: Path | None) -> str:
         folders = Listing.of(root).folders if root else []
-        local = [name for name in folders if root and self.holds(root / name)]
+        local = [folder for folder in folders if root and self._held(root / folder)]
         names = list(dict.fromkeys([*self.known, *local]))
         near = difflib.get_close_matches(name.lower(), names, n=1)
         guess = f"did you mean {near[0]!r}? " if near else ""
