@@ -121,6 +121,81 @@ def test_empty_missing_and_damaged_files_are_refused(tmp_path):
     assert "not a readable parquet file" in refusal("mine", data_dir=tmp_path)
 
 
+@pytest.mark.parametrize(
+    "separator", ["\x0b", "\x0c", "\x1c", "\x1d", "\x1e", "\x85", "\u2028", "\u2029"]
+)
+def test_a_line_ends_nowhere_but_at_a_line_end(tmp_path, separator):
+    folder = text_files(tmp_path / "mine")
+    (folder / "train.txt").write_bytes(f"a{separator}b\nc\r\nd\re{separator}".encode())
+    assert load_text("mine", data_dir=tmp_path).train == ("a b", "c", "d", "e")
+
+
+@pytest.mark.parametrize("codec", ["utf-8-sig", "utf-16", "utf-32"])
+@pytest.mark.parametrize("line_end", ["\n", "\r\n", "\r"])
+def test_byte_order_marks_are_no_text(tmp_path, codec, line_end):
+    folder = text_files(tmp_path / "mine")
+    lines = ("caf\xe9", "na\xefve \U0001f600", "\u0a0d")  # the last has the bytes of a line end
+    (folder / "train.txt").write_bytes(line_end.join(lines).encode(codec))
+    assert load_text("mine", data_dir=tmp_path).train == lines
+
+
+@pytest.mark.parametrize("codec", ["utf-16-be", "utf-32-be"])
+def test_byte_order_marks_may_name_the_other_order(tmp_path, codec):
+    folder = text_files(tmp_path / "mine")
+    (folder / "train.txt").write_bytes("\ufeffone\ntwo".encode(codec))
+    assert load_text("mine", data_dir=tmp_path).train == ("one", "two")
+
+
+def test_files_that_were_joined_have_marks_within(tmp_path):
+    folder = text_files(tmp_path / "mine")
+    (folder / "train.txt").write_bytes("one\n".encode("utf-8-sig") * 2 + b"two")
+    assert load_text("mine", data_dir=tmp_path).train == ("one", "two")
+    parquet_set(tmp_path / "tables", train=["\ufeffone", "one"])
+    assert load_text("tables", data_dir=tmp_path).train == ("one",)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "caf\xe9".encode("latin-1"), "one\ntwo".encode("utf-16-le"), b"one\0two", b"\xff\xfeo",
+        "caf\xe9".encode("cp1252"), "\u65e5".encode("shift-jis"), b"\xed\xa0\x80",
+    ],
+)  # fmt: skip
+def test_other_encodings_are_refused(tmp_path, content):
+    folder = text_files(tmp_path / "mine")
+    (folder / "train.txt").write_bytes(content)
+    assert f"{folder / 'train.txt'}: not readable as UTF-8 text" in refusal(
+        "mine", data_dir=tmp_path
+    )
+
+
+@pytest.mark.parametrize("content", [b"", b"\xef\xbb\xbf", b"\xff\xfe", b"\n \r\n\t"])
+def test_files_without_text_are_refused(tmp_path, content):
+    folder = text_files(tmp_path / "mine")
+    (folder / "test.txt").write_bytes(content)
+    assert refusal("mine", data_dir=tmp_path) == f"{folder / 'test.txt'}: holds no sentences"
+
+
+def test_strings_that_are_no_utf8_are_refused(tmp_path):
+    folder = parquet_set(tmp_path / "mine")
+    broken = pa.array([b"\xff"]).view(pa.string())
+    pq.write_table(pa.table({"text": broken}), folder / "train.parquet")
+    assert "not readable" in refusal("mine", data_dir=tmp_path)
+
+
+def test_texts_above_the_limit_are_not_read(tmp_path, monkeypatch):
+    folder = text_files(tmp_path / "mine")
+    with (folder / "train.txt").open("ab") as file:
+        file.truncate(3 * 2**30)  # takes no room on disk
+    said = refusal("mine", data_dir=tmp_path)
+    assert said.startswith(f"{folder / 'train.txt'}: its text would take 3 GiB, and the limit is 2")
+    text_files(folder, train="".join(f"{i:0100}\n" for i in range(100)))
+    monkeypatch.setenv("STEPSMITH_DATA_LIMIT_GIB", repr(10_100 / 2**30))
+    assert len(load_text("mine", data_dir=tmp_path, cache=False).train) == 100
+    monkeypatch.setenv("STEPSMITH_DATA_LIMIT_GIB", repr(10_099 / 2**30))
+    assert "its text would take" in refusal("mine", data_dir=tmp_path, cache=False)
+
+
 @pytest.mark.parametrize("split", [(), ("",), (3,), ["a list"]])
 def test_a_text_set_holds_sentences(split):
     with pytest.raises(ValueError, match=r"^toy: test "):
@@ -138,10 +213,10 @@ def test_unknown_names_and_sources(tmp_path):
     )
 
 
-def test_auto_comes_down_to_the_sample_and_says_so_once(tmp_path, caplog):
+def test_auto_comes_down_to_the_sample_and_says_so_once(caplog):
     with caplog.at_level(logging.WARNING, logger="stepsmith"):
         for name in ("e2e", "e2e", "e2e-mr"):
-            assert load_text(name, data_dir=tmp_path, cache=False).origin == "sample"
+            assert load_text(name, cache=False).origin == "sample"
     first, second = caplog.messages
     assert first.startswith("e2e: using the bundled sample, 4000 training and 500 test sentences")
     assert "hub not reachable (test)" in first

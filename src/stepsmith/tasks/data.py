@@ -14,6 +14,7 @@ from torch import Tensor
 
 from stepsmith.tasks.base import Batch, check_split, onto
 from stepsmith.tasks.datasets import ImageSet
+from stepsmith.tasks.sources import where_from
 from stepsmith.tasks.standardise import Standardise
 
 HELD_OUT = 10
@@ -132,8 +133,7 @@ def as_data(data: Any, name: str = "data") -> ArrayData:
         return ArrayData(
             (data.train_images, data.train_labels),
             (data.test_images, data.test_labels),
-            # Where from, without the reader's own folders: names go into records and manifests.
-            f"{data.name} ({data.origin.partition(':')[0]}, {len(data.train_labels):,} images)",
+            f"{data.name} ({where_from(data.origin)}, {len(data.train_labels):,} images)",
             standardise=Standardise.of(data.train_images) if data.standardised else None,
         )
     if isinstance(data, tuple | list) and len(data) == 2:

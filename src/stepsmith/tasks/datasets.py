@@ -2,8 +2,12 @@
 
 A set comes from a local directory, from the Hugging Face hub or from the sample in this package.
 A directory holds a set as parquet (``train*.parquet``, ``test*.parquet``), as idx
-(``train-images-idx3-ubyte`` and its three companions, gzipped or not) or as a folder of images
-(``train/CLASS/*.png``, ``test/CLASS/*.png``).
+(``train-images-idx3-ubyte`` or ``train-images.idx3-ubyte`` and its three companions, gzipped or
+not) or as a folder of images (``train/CLASS/*.png``, ``test/CLASS/*.png``). Classes that are all
+numbers are sorted as numbers, others as text. Without a split called test, the one called
+validation (valid, val) is tested on; beside it, it is not read. Images are PNG, JPEG, WebP or BMP,
+turned upright as their EXIF data say. Hidden and system files, files of other formats and folders
+within classes are left out, and the log says so.
 
 Shape letters: N = images, C = channels (1 grey, 3 RGB), H = height, W = width, in pixels.
 """
@@ -20,17 +24,24 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from stepsmith.tasks.files import DataError, DataNotFound, notice
 from stepsmith.tasks.image_files import (
-    DataError,
-    DataNotFound,
     Split,
     dimensions,
     holds_images,
     read_parquet,
     read_split,
+    say_lacking,
 )
 from stepsmith.tasks.image_hub import KNOWN, read_hub
-from stepsmith.tasks.sources import Library, data_root, known_spelling, spellings
+from stepsmith.tasks.sources import (
+    Library,
+    data_root,
+    known_spelling,
+    named_folders,
+    plain,
+    required_source,
+)
 
 _SAMPLE_DIR = Path(__file__).resolve().parents[1] / "data"
 
@@ -41,7 +52,7 @@ class ImageSet:
 
     Args:
         name: what the set was asked for as, in its known spelling where it has one.
-        origin: where it came from: ``directory:PATH``, ``hub:OWNER/NAME`` or ``sample``.
+        origin: where it came from: ``directory:PATH``, ``hub:OWNER/NAME@COMMIT`` or ``sample``.
         train_images: (N, C, H, W) uint8, 0 to 255.
         train_labels: (N,) int64, indices into `classes`.
         test_images: (N, C, H, W) uint8; C, H and W as in training.
@@ -111,9 +122,12 @@ def load_images(
     *,
     source: str = "auto",
     data_dir: str | os.PathLike[str] | None = None,
+    revision: str | None = None,
     cache: bool = True,
 ) -> ImageSet:
     """Load an image-classification set into memory.
+
+    A split may take 2 GiB; the environment variable ``STEPSMITH_DATA_LIMIT_GIB`` changes the limit.
 
     Args:
         name: a known name (mnist, fashion_mnist, kmnist, cifar10, cifar100; dashes and capitals do
@@ -122,8 +136,10 @@ def load_images(
             of mnist or fashion_mnist, in this package) read only there. ``"auto"`` takes the first
             that has the set, in that order, and logs one line where it comes down to the sample.
         data_dir: holds the set in a folder of its name, or holds its files directly; the
-            environment variable ``STEPSMITH_DATA_DIR`` where not given. Not read for ``"hub"``
-            and ``"sample"``.
+            environment variable ``STEPSMITH_DATA_DIR`` where not given. With ``"auto"`` too, what
+            is named here must be there. Not read for ``"hub"`` and ``"sample"``.
+        revision: commit or branch of the set on the hub, which it then comes from; by default a
+            known set's own, else the newest when the set was first loaded here.
         cache: keep the decoded set in this process and hand out the same tensors again: do not
             write to them.
 
@@ -131,8 +147,8 @@ def load_images(
         The set, on the CPU.
 
     Raises:
-        ValueError: unknown `source`.
-        DataError: unknown `name`, or the set is not found or not readable.
+        ValueError: unknown `source`, an empty `data_dir`, or a `revision` of another source.
+        DataError: unknown `name`, or the set is not found, not readable or above the limit.
 
     Example:
         >>> digits = load_images("mnist", source="sample")
@@ -140,17 +156,21 @@ def load_images(
         (torch.Size([10000, 1, 28, 28]), 10)
     """
     path = data_root("load_images", source, data_dir)
-    return (_load_cached if cache else _load)(known_spelling(name, KNOWN), source, path)
+    source = required_source("load_images", source, revision)
+    return (_load_cached if cache else _load)(known_spelling(name, KNOWN), source, path, revision)
 
 
 def _find_folder(name: str, root: Path) -> Path | None:
-    for spelling in spellings(name):
-        if holds_images(root / spelling):
-            return root / spelling
+    # torchvision keeps idx files in MNIST/raw.
+    for folder in named_folders(root, name, KNOWN):
+        for place in (folder, folder / "raw"):
+            if holds_images(place):
+                return place
     # Files lying in mnist/ are not another known set, whatever they are asked for as.
-    if root.name.replace("-", "_") in set(KNOWN) - {name}:
+    own = root.parent if root.name == "raw" else root
+    if plain(own.name) in {plain(key) for key in KNOWN} - {plain(name)}:
         return None
-    return root if holds_images(root) else None
+    return next((place for place in (root, root / "raw") if holds_images(place)), None)
 
 
 def _read_folder(name: str, folder: Path) -> ImageSet:
@@ -163,13 +183,20 @@ def _build(name: str, origin: str, train: Split, test: Split) -> ImageSet:
     if train[2] and test[2] and list(train[2]) != list(test[2]):
         raise DataError(f"{origin}: training and test files name different classes")
     if classes is None:
-        top = max(labels.max(initial=0) for labels in (train[1], test[1]))
+        top = max(int(labels.max(initial=0)) for labels in (train[1], test[1]))
+        images = len(train[1]) + len(test[1])
+        if top >= images:
+            raise DataError(f"{origin}: labels go up to {top}, but there are {images} images")
         classes = [str(i) for i in range(top + 1)]
+        say_lacking(f"{origin}/train", classes, train[1])
     arrays = (np.ascontiguousarray(a) for a in (*train[:2], *test[:2]))
     try:
-        return ImageSet(name, origin, *map(torch.from_numpy, arrays), classes=tuple(classes))
+        made = ImageSet(name, origin, *map(torch.from_numpy, arrays), classes=tuple(classes))
     except ValueError as error:
         raise DataError(f"{origin}: {error}") from None
+    if made.num_classes == 1:
+        notice(f"{origin}: has one class only ({made.classes[0]}), so there is nothing to learn")
+    return made
 
 
 def _has_sample(name: str) -> bool:
@@ -182,13 +209,16 @@ def _load_sample(name: str) -> ImageSet:
         raise DataNotFound(
             f"{name}: no bundled sample, only of {have or 'no set'}; use other sources"
         )
-    pattern = f"{name}_{{}}.parquet"
-    train = read_parquet(_SAMPLE_DIR, "train", pattern)
-    return _build(name, "sample", train, read_parquet(_SAMPLE_DIR, "test", pattern))
+    files = (_SAMPLE_DIR / f"{name}_{split}.parquet" for split in ("train", "test"))
+    return _build(name, "sample", *(read_parquet([path], str(path)) for path in files))
 
 
-def _load(name: str, source: str, root: Path | None) -> ImageSet:
-    return _LIBRARY.load(name, source, root)
+def _load(name: str, source: str, root: Path | None, revision: str | None = None) -> ImageSet:
+    def from_hub(name: str) -> ImageSet:
+        return _build(name, *read_hub(name, revision))
+
+    library = dataclasses.replace(_LIBRARY, read_hub=from_hub) if revision else _LIBRARY
+    return library.load(name, source, root)
 
 
 _load_cached = functools.lru_cache(maxsize=8)(_load)
@@ -206,4 +236,5 @@ _LIBRARY = Library[ImageSet](
     read_sample=_load_sample,
     has_sample=_has_sample,
     counts=lambda images: (len(images.train_labels), len(images.test_labels)),
+    origin=lambda images: images.origin,
 )

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import os
+import re
 import threading
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from stepsmith.tasks.files import DataError, DataNotFound, notice, one_line, require_room
 from stepsmith.tasks.image_files import (
-    DataError,
-    DataNotFound,
     Split,
     decode_all,
-    one_line,
-    table_rows,
+    image_rows,
+    labels_of,
+    require_columns,
 )
 
 PROBE_SECONDS = 3.0  # how long to wait for the hub's first answer
@@ -26,12 +27,13 @@ class HubUnavailable(DataNotFound):
 
 @dataclass(frozen=True)
 class Known:
-    """A set known by a short name: its repository and columns on the hub, and its classes."""
+    """A set known by a short name: its repository, columns and commit on the hub, its classes."""
 
     hub_id: str
     image: str
     label: str
     classes: tuple[str, ...] | None  # None: only the files know
+    revision: str | None  # None: the newest when it was first loaded here
 
 
 _DIGITS = tuple("0123456789")
@@ -42,27 +44,45 @@ _CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer",
             "dog", "frog", "horse", "ship", "truck")
 # fmt: on
 _KANA = ("o", "ki", "su", "tsu", "na", "ha", "ma", "ya", "re", "wo")
+# fmt: off
 KNOWN = {
-    "mnist": Known("ylecun/mnist", "image", "label", _DIGITS),
-    "fashion_mnist": Known("zalando-datasets/fashion_mnist", "image", "label", _FASHION),
-    "kmnist": Known("tanganke/kmnist", "image", "label", _KANA),
-    "cifar10": Known("uoft-cs/cifar10", "img", "label", _CIFAR10),
-    "cifar100": Known("uoft-cs/cifar100", "img", "fine_label", None),
+    "mnist": Known(
+        "ylecun/mnist", "image", "label", _DIGITS, "77f3279092a1c1579b2250db8eafed0ad422088c"
+    ),
+    "fashion_mnist": Known(
+        "zalando-datasets/fashion_mnist", "image", "label", _FASHION,
+        "531be5e2ccc9dba0c201ad3ae567a4f3d16ecdd2",
+    ),
+    "kmnist": Known("tanganke/kmnist", "image", "label", _KANA, None),
+    "cifar10": Known(
+        "uoft-cs/cifar10", "img", "label", _CIFAR10, "0b2714987fa478483af9968de7c934580d0bb9a2"
+    ),
+    "cifar100": Known(
+        "uoft-cs/cifar100", "img", "fine_label", None, "aadb3af77e9048adbea6b47c21a81e47dd092ae5"
+    ),
 }
+# fmt: on
 
 
-def read_hub(name: str) -> tuple[str, Split, Split]:
+def read_hub(name: str, revision: str | None = None) -> tuple[str, Split, Split]:
     """The origin, the training and the test split of a known set or of ``owner/name``.
+
+    Args:
+        name: the set.
+        revision: its commit or branch; by default the known set's own.
 
     Raises:
         HubUnavailable: not installed, not reachable, or no such set.
-        DataError: the set is no set of labelled images.
+        DataError: the set is no set of labelled images, or takes more memory than the limit.
     """
     if name not in KNOWN and "/" not in name:
         raise HubUnavailable(f"{name}: no hub set of this name is known; pass OWNER/NAME")
     spec = KNOWN.get(name)
-    origin, train, test = hub_splits(name, spec.hub_id if spec else name)
+    revision = revision or (spec.revision if spec else None)
+    origin, train, test = hub_splits(name, spec.hub_id if spec else name, revision)
     import datasets
+    from datasets import config
+    from huggingface_hub import constants
 
     features = train.features
     image = spec.image if spec else _hub_column(features, datasets.Image)
@@ -76,12 +96,24 @@ def read_hub(name: str) -> tuple[str, Split, Split]:
             f"called label), has {have}"
         )
     classes = getattr(features[label], "names", None)
+    # Where `datasets` keeps what it fetched; a path in a set leads nowhere else.
+    kept = [config.HF_DATASETS_CACHE, constants.HF_HUB_CACHE]
 
     def read(part: Any) -> Split:
         where = f"{origin} {part.split}"
-        table = part.with_format("arrow")[:]  # encoded bytes: nothing is decoded here
-        rows, labels = table_rows(where, table, str(image), str(label), Path())
-        return decode_all(rows, where), labels, classes
+        tables = part.with_format("arrow")  # encoded bytes: nothing is decoded here
+        require_columns(where, part.data.schema, str(image), str(label))
+        require_room(where, 8 * len(part), f"{len(part)} rows")
+        labels = labels_of(where, tables.select_columns([label])[:][label], str(label))
+        pictures = tables.select_columns([image])
+        require_room(where, pictures.data.nbytes, f"column {image}")
+        batches = (
+            chunk
+            for begin in range(0, len(part), 256)
+            for chunk in pictures[begin : begin + 256][image].chunks
+        )
+        rows = image_rows(where, batches, [Path(place).expanduser() for place in kept])
+        return decode_all(rows, len(labels), where), labels, classes
 
     return origin, read(train), read(test)
 
@@ -89,22 +121,32 @@ def read_hub(name: str) -> tuple[str, Split, Split]:
 def hub_splits(name: str, hub_id: str, revision: str | None = None) -> tuple[str, Any, Any]:
     """The origin, the training and the test `datasets.Dataset` of a set of any kind on the hub.
 
+    The origin ends in the commit that was loaded, where `datasets` tells it. A set without a
+    revision is loaded from the newest commit once, and from that commit while it is kept here.
+
     Args:
         name: what the set was asked for as, for errors.
         hub_id: its repository, ``owner/name``.
-        revision: its branch, where that is not the main one.
+        revision: its commit or branch, where that is not the main one.
 
     Raises:
-        HubUnavailable: not installed, not reachable, or no such set.
-        DataError: the set has no training or no test split.
+        HubUnavailable: not installed, too old, not reachable, or no such set.
+        DataError: the set has no training or no test split, or a folder stands in its place.
     """
     try:
         import datasets
     except ImportError:
         reason = "package datasets is not installed"
         raise HubUnavailable(f"{name}: {reason}; pip install datasets") from None
-    origin = f"hub:{hub_id}"
-    splits = _prepared_before(hub_id)
+    if int(datasets.__version__.partition(".")[0]) < 4:
+        reason = f"package datasets {datasets.__version__} runs programs that come with a set"
+        raise HubUnavailable(f"{name}: {reason}; pip install 'datasets>=4'")
+    if Path(hub_id).exists():
+        raise DataError(
+            f"{name}: {Path(hub_id).absolute()} would be read in place of the hub's {hub_id}; work "
+            "in another folder, or pass data_dir= to read this one"
+        )
+    splits = _prepared_before(f"{hub_id}@{revision}" if revision else hub_id)
     if splits is None:
         if reason := _hub_out_of_reach():
             raise HubUnavailable(f"{name}: {reason}; connect or use a directory")
@@ -115,9 +157,21 @@ def hub_splits(name: str, hub_id: str, revision: str | None = None) -> tuple[str
             reason = f"hub set {hub_id} did not load ({one_line(error)})".replace(";", ",")
             raise HubUnavailable(f"{name}: {reason}; use a directory") from error
     test = next((s for s in ("test", "validation", "valid") if s in splits), None)
+    origin = f"hub:{hub_id}"
     if "train" not in splits or test is None:
         raise DataError(f"{origin}: needs splits train and test (or validation), has {[*splits]}")
+    commit = _commit(splits["train"])
+    origin += f"@{commit}" if commit else ""
+    if test != "test":
+        notice(f"{origin}: no split called test, testing on {test}")
     return origin, splits["train"], splits[test]
+
+
+def _commit(part: Any) -> str | None:
+    """The commit that a split was prepared from: `datasets` names the folder after it."""
+    folders = {Path(file["filename"]).parent.name for file in part.cache_files}
+    commit = next(iter(folders)) if len(folders) == 1 else ""
+    return commit if re.fullmatch("[0-9a-f]{40}", commit) else None
 
 
 def _hub_column(features: Any, kind: type) -> str | None:
@@ -128,12 +182,19 @@ def _prepared_before(hub_id: str) -> Any:
     """The set as `datasets` prepared it on this disk earlier, or None; asks no network.
 
     `load_dataset` finds it too, but where the network is down only after 20 seconds of retries.
+
+    Args:
+        hub_id: ``owner/name`` or ``owner/name@revision``; of a revision that is a commit nothing
+            else will do.
     """
+    hub_id, _, revision = hub_id.partition("@")
     try:
         from datasets.packaged_modules.cache.cache import Cache
 
         short = hub_id.split("/")[-1]
-        return Cache(repo_id=hub_id, dataset_name=short, version="auto", hash="auto").as_dataset()
+        splits = Cache(repo_id=hub_id, dataset_name=short, version="auto", hash="auto").as_dataset()
+        is_commit = re.fullmatch("[0-9a-f]{40}", revision) is not None
+        return splits if not is_commit or _commit(splits["train"]) == revision else None
     # Nothing there, several configurations, or another release of `datasets`: ask the hub.
     except Exception:
         return None

@@ -22,6 +22,7 @@ from stepsmith.names import unknown
 from stepsmith.tasks.base import Batch, Stacking, onto
 from stepsmith.tasks.data import ArrayData
 from stepsmith.tasks.module import IGNORED, ModuleTask
+from stepsmith.tasks.sources import where_from
 from stepsmith.tasks.text_data import TextSet, load_text
 from stepsmith.tasks.wordpiece import MASK, SPECIAL, encode, train_tokenizer
 
@@ -155,11 +156,10 @@ class MaskedLanguageTask(ModuleTask):
         super().__init__(
             make,
             _mean_loss,
-            # Where from, without the reader's own folders: names go into records and manifests.
             ArrayData(
                 train,
                 test,
-                f"{text.name} ({text.origin.partition(':')[0]}, {len(train[0]):,} sentences)",
+                f"{text.name} ({where_from(text.origin)}, {len(train[0]):,} sentences)",
             ),
             batch_size=batch_size,
             name=f"{self._network}-{text.name}",

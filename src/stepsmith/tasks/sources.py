@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Generic, TypeVar
 
-from stepsmith.tasks.image_files import DataNotFound
+from stepsmith.tasks.files import DataError, DataNotFound, Listing, notice, one_line
 from stepsmith.tasks.image_hub import HubUnavailable
 
 SOURCES = ("auto", "directory", "hub", "sample")
@@ -38,6 +38,7 @@ class Library(Generic[Kind]):
         read_folder, read_hub, read_sample: read a set; `read_hub` raises HubUnavailable.
         has_sample: whether a sample of it comes with this package.
         counts: of a set, its training and test examples.
+        origin: where a set came from.
     """
 
     what: str
@@ -52,10 +53,12 @@ class Library(Generic[Kind]):
     read_sample: Callable[[str], Kind]
     has_sample: Callable[[str], bool]
     counts: Callable[[Kind], tuple[int, int]]
+    origin: Callable[[Kind], str]
 
     def load(self, name: str, source: str, root: Path | None) -> Kind:
         """The set from a source; from the first that has it, in the order directory, hub, sample,
-        where that is `"auto"`, with one line in the log where it comes down to the sample.
+        where that is `"auto"`, with one line in the log where it comes down to the sample. A data
+        directory that was named must hold the set, but for a set called ``owner/name``.
 
         Args:
             name: as in `known`, ``owner/name`` on the hub, or a folder's name.
@@ -63,30 +66,40 @@ class Library(Generic[Kind]):
             root: the data directory, or None.
 
         Raises:
-            DataNotFound: an unknown name, or a set that no place has.
+            DataNotFound: an unknown name, a set that no place has, or a data directory without it.
             DataError: a set that is not readable.
         """
-        folder = None if root is None or not is_name(name) else self.find(name, root)
-        if (name not in self.known and "/" not in name and folder is None) or not is_name(name):
+        folder, place = None, self.folder(name)
+        if root is not None:
+            if source in ("auto", "directory") and not os.path.isdir(root):
+                what = "is no folder" if os.path.exists(root) else "does not exist"
+                raise DataNotFound(
+                    f"{name}: the data directory {root} {what}; pass data_dir= or set "
+                    "STEPSMITH_DATA_DIR to one that holds it, or leave out both"
+                )
+            folder = self.find(name, root) if is_name(name) else None
+        mine = root is not None and is_name(name) and os.path.isdir(root / name)
+        if not is_name(name) or not (name in self.known or "/" in name or folder or mine):
             raise DataNotFound(self._unknown(name, root))
         if source == "sample":
             return self.read_sample(name)
         if source == "hub":
-            return self.read_hub(name)
-        place = self.folder(name)
-        missing = (
-            f"{root} holds no {name} (looked for {place}/ with {self.looks_for})"
-            if root
-            else "no data directory given (data_dir= or STEPSMITH_DATA_DIR)"
-        )
-        if source == "directory" and folder is None:
+            return self._noted(self.read_hub(name))
+        if folder is not None:
+            return self._noted(self.read_folder(name, folder))
+        if root is not None and (source == "directory" or "/" not in name):
+            raise DataNotFound(
+                f"{name}: {root} holds no {name} (looked for {place}/ with {self.looks_for}); pass "
+                f"data_dir= the directory that holds {place}/, or another source= than the "
+                "directory"
+            )
+        missing = "no data directory given (data_dir= or STEPSMITH_DATA_DIR)"
+        if source == "directory":
             raise DataNotFound(
                 f"{name}: {missing}; pass data_dir= the directory that holds {place}/"
             )
-        if folder is not None:
-            return self.read_folder(name, folder)
         try:
-            return self.read_hub(name)
+            return self._noted(self.read_hub(name))
         except HubUnavailable as error:
             reason = str(error).removeprefix(f"{name}: ").partition(";")[0]
         if not self.has_sample(name):
@@ -106,9 +119,24 @@ class Library(Generic[Kind]):
             )
         return sample
 
+    def _noted(self, found: Kind) -> Kind:
+        train, test = self.counts(found)
+        if test > train:
+            notice(
+                f"{self.origin(found)}: {train} training and {test} test {self.unit}; are the "
+                "splits exchanged?"
+            )
+        return found
+
+    def _held(self, folder: Path) -> bool:
+        try:
+            return self.holds(folder)
+        except DataError:  # a folder that may not be listed is nobody's set
+            return False
+
     def _unknown(self, name: str, root: Path | None) -> str:
-        found = root.iterdir() if root and root.is_dir() else ()
-        local = sorted(path.name for path in found if self.holds(path))
+        folders = Listing.of(root).folders if root else []
+        local = [folder for folder in folders if root and self._held(root / folder)]
         names = list(dict.fromkeys([*self.known, *local]))
         near = difflib.get_close_matches(name.lower(), names, n=1)
         guess = f"did you mean {near[0]!r}? " if near else ""
@@ -126,22 +154,55 @@ def is_name(name: str) -> bool:
 
 def known_spelling(name: str, known: Collection[str]) -> str:
     """The name as `known` spells it, where only dashes and capitals differ."""
-    plain = re.sub(r"[-_ ]", "", name).lower()
-    return next((key for key in known if re.sub(r"[-_ ]", "", key) == plain), name)
+    return next((key for key in known if plain(key) == plain(name)), name)
 
 
-def spellings(name: str) -> tuple[str, ...]:
-    """What its folder may be called."""
-    return name, name.replace("_", "-"), name.replace("-", "_")
+def plain(name: str) -> str:
+    """A name without what may differ in spelling: dashes and capitals."""
+    return re.sub(r"[-_ ]", "", name).lower()
+
+
+def named_folders(root: Path, name: str, known: Collection[str]) -> list[Path]:
+    """The folders in a data directory that are called as a set: exactly, or with other dashes; a
+    known set's with other capitals too."""
+    spelt = (name, name.replace("_", "-"), name.replace("-", "_"))
+    found = [root / spelling for spelling in dict.fromkeys(spelt)]
+    if name in known:
+        found += [root / n for n in Listing.of(root).folders if plain(n) == plain(name)]
+    return list(dict.fromkeys(found))
+
+
+def where_from(origin: str) -> str:
+    """Where a set came from for records and manifests, without the reader's own folders: directory,
+    sample, or hub with the first digits of the commit."""
+    kind, _, rest = origin.partition(":")
+    commit = rest.partition("@")[2][:10]
+    return f"{kind} {commit}" if kind == "hub" and commit else kind
 
 
 def data_root(owner: str, source: str, data_dir: str | os.PathLike[str] | None) -> Path | None:
     """The data directory: the one given, that of ``STEPSMITH_DATA_DIR``, or none.
 
     Raises:
-        ValueError: unknown `source`, in the name of `owner`.
+        ValueError: unknown `source`, or a `data_dir` that is no path, in the name of `owner`.
     """
     if source not in SOURCES:
         raise ValueError(f"{owner}: source must be one of {', '.join(SOURCES)}, got {source!r}")
-    root = data_dir or os.environ.get("STEPSMITH_DATA_DIR") or None
-    return Path(root).expanduser().absolute() if root else None
+    if data_dir is not None and not os.fspath(data_dir):
+        raise ValueError(f"{owner}: data_dir is empty; pass a folder, or None for no folder")
+    root = data_dir or os.environ.get("STEPSMITH_DATA_DIR")
+    try:
+        return Path(root).expanduser().absolute() if root else None
+    except RuntimeError as error:  # a home of nobody
+        raise DataError(f"{owner}: data_dir {str(root)!r}: {one_line(error)}") from None
+
+
+def required_source(owner: str, source: str, revision: str | None) -> str:
+    """The source, which a revision makes the hub.
+
+    Raises:
+        ValueError: a revision of what does not come from the hub.
+    """
+    if revision and source not in ("auto", "hub"):
+        raise ValueError(f"{owner}: revision= is of sets on the hub, source is {source!r}")
+    return "hub" if revision else source

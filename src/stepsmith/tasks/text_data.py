@@ -2,24 +2,43 @@
 
 A set comes from a local directory, from the Hugging Face hub or from the sample in this package.
 A directory holds a set as parquet (``train*.parquet``, ``test*.parquet``, a column of strings) or
-as text (``train.txt``, ``test.txt``, one sentence a line, UTF-8).
+as text (``train.txt``, ``test.txt``, one sentence a line, UTF-8; or UTF-16 or UTF-32 that begins
+with a byte-order mark). A line ends at a line feed, a carriage return or both, nowhere else.
+Without a split called test, the one called validation (valid, val) is tested on; beside it, it is
+not read.
 """
 
 from __future__ import annotations
 
+import codecs
 import dataclasses
 import functools
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
-from stepsmith.tasks.image_files import DataError, DataNotFound, one_line
+from stepsmith.tasks.files import (
+    DataError,
+    DataNotFound,
+    Listing,
+    named,
+    one_line,
+    regular,
+    require_room,
+)
 from stepsmith.tasks.image_hub import HubUnavailable, hub_splits
-from stepsmith.tasks.sources import Library, data_root, known_spelling, spellings
+from stepsmith.tasks.parquet import parquet_files, read_batches, read_schema
+from stepsmith.tasks.sources import (
+    Library,
+    data_root,
+    known_spelling,
+    named_folders,
+    plain,
+    required_source,
+)
 
 COLUMNS = ("text", "sentence")
 """Columns looked for where none is named; a single column of strings will do too."""
@@ -52,7 +71,7 @@ class TextSet:
 
     Args:
         name: what the set was asked for as, in its known spelling where it has one.
-        origin: where it came from: ``directory:PATH``, ``hub:OWNER/NAME`` or ``sample``.
+        origin: where it came from: ``directory:PATH``, ``hub:OWNER/NAME@COMMIT`` or ``sample``.
         train: sentences.
         test: sentences.
 
@@ -84,6 +103,7 @@ def load_text(
     source: str = "auto",
     data_dir: str | os.PathLike[str] | None = None,
     column: str | None = None,
+    revision: str | None = None,
     cache: bool = True,
 ) -> TextSet:
     """Load a set of sentences into memory.
@@ -91,6 +111,8 @@ def load_text(
     White space within a sentence becomes single blanks; of equal sentences of a split the first is
     kept, so that what is held out of meta-training was never seen there. A test sentence may still
     occur in training too (in E2E 23 of 4,532 references do).
+
+    A split may take 2 GiB; the environment variable ``STEPSMITH_DATA_LIMIT_GIB`` changes the limit.
 
     Args:
         name: ``e2e`` (the references of the E2E set, sentences about restaurants), ``e2e-mr`` (its
@@ -100,15 +122,17 @@ def load_text(
             of either known set, in this package) read only there. ``"auto"`` takes the first that
             has the set, in that order, and logs one line where it comes down to the sample.
         data_dir: holds the set in a folder of its name, or holds its files directly; the
-            environment variable ``STEPSMITH_DATA_DIR`` where not given. Not read for ``"hub"``
-            and ``"sample"``.
+            environment variable ``STEPSMITH_DATA_DIR`` where not given. With ``"auto"`` too, what
+            is named here must be there. Not read for ``"hub"`` and ``"sample"``.
         column: of parquet files and hub sets; by default a known set's own, `COLUMNS`, or the only
             column of strings.
+        revision: commit or branch of the set on the hub, which it then comes from; by default a
+            known set's own, else the newest when the set was first loaded here.
         cache: keep the sentences in this process and hand them out again.
 
     Raises:
-        ValueError: unknown `source`.
-        DataError: unknown `name`, or the set is not found or not readable.
+        ValueError: unknown `source`, an empty `data_dir`, or a `revision` of another source.
+        DataError: unknown `name`, or the set is not found, not readable or above the limit.
 
     Source: Novikova, Dusek and Rieser 2017, "The E2E Dataset", arXiv:1706.09254.
 
@@ -118,18 +142,21 @@ def load_text(
         (4000, 500)
     """
     path = data_root("load_text", source, data_dir)
+    source = required_source("load_text", source, revision)
     return (_load_cached if cache else _load)(
-        known_spelling(name, KNOWN_TEXTS), source, path, column
+        known_spelling(name, KNOWN_TEXTS), source, path, column, revision
     )
 
 
-def _load(name: str, source: str, root: Path | None, column: str | None) -> TextSet:
+def _load(
+    name: str, source: str, root: Path | None, column: str | None, revision: str | None = None
+) -> TextSet:
     known = KNOWN_TEXTS.get(name)
     column = column or (known.column if known else None)
     library = dataclasses.replace(
         _LIBRARY,
         read_folder=functools.partial(_read_folder, column=column),
-        read_hub=functools.partial(_read_hub, column=column),
+        read_hub=functools.partial(_read_hub, column=column, revision=revision),
         read_sample=functools.partial(_load_sample, column=column),
     )
     return library.load(name, source, root)
@@ -139,24 +166,25 @@ _load_cached = functools.lru_cache(maxsize=8)(_load)
 
 
 def _holds_text(folder: Path, *, plain: bool = True) -> bool:
-    patterns = ["train*.parquet", "test*.parquet", *(["train.txt", "test.txt"] if plain else [])]
-    return any(any(folder.glob(pattern)) for pattern in patterns)
+    names = [name.lower() for name in Listing.of(folder).files]
+    tables = any(n.startswith(("train", "test")) and n.endswith(".parquet") for n in names)
+    return tables or (plain and any(n in ("train.txt", "test.txt") for n in names))
 
 
 def _find_folder(name: str, root: Path) -> Path | None:
-    for spelling in spellings(name):
-        if _holds_text(root / spelling):
-            return root / spelling
     known = KNOWN_TEXTS.get(name)
+    for folder in named_folders(root, name, KNOWN_TEXTS):
+        if _holds_text(folder):
+            return folder
     # Lines of text have no columns: those in e2e/ are the references.
     if known and _holds_text(root / known.folder, plain=False):
         return root / known.folder
-    own = {name, name.replace("-", "_"), known.folder if known else name}
+    own = {plain(name), plain(known.folder if known else name)}
     # Files lying in e2e/ are not another set, whatever they are asked for as.
-    if root.name in {k.folder for k in KNOWN_TEXTS.values()} - own:
+    if plain(root.name) in {plain(k.folder) for k in KNOWN_TEXTS.values()} - own:
         return None
-    plain = known is None or root.name != known.folder or known.folder == name
-    return root if _holds_text(root, plain=plain) else None
+    lines = known is None or root.name.lower() != known.folder or known.folder == name
+    return root if _holds_text(root, plain=lines) else None
 
 
 def _read_folder(name: str, folder: Path, column: str | None) -> TextSet:
@@ -165,26 +193,48 @@ def _read_folder(name: str, folder: Path, column: str | None) -> TextSet:
 
 
 def _read_split(folder: Path, split: str, column: str | None) -> tuple[str, ...]:
-    files = sorted(folder.glob(f"{split}*.parquet"))
-    if files:
-        parts = [_read_parquet(path, column) for path in files]
-        return _distinct((s for part in parts for s in part), f"{folder}/{split}*.parquet")
-    path = folder / f"{split}.txt"
-    if not path.is_file():
+    if files := parquet_files(folder, split):
+        values = (value for path in files for value in _values(path, column))
+        return _distinct(values, f"{folder}/{split}*.parquet")
+    found = named(Listing.of(folder).files, split, r"{}\.txt", folder)
+    if not found:
         raise DataError(f"{folder}: no {split}*.parquet and no {split}.txt; put the split there")
+    return _distinct(_lines(folder / found[0]), str(folder / found[0]))
+
+
+# The longer first: the mark of UTF-32 begins with that of UTF-16.
+_MARKS = (
+    (codecs.BOM_UTF32_LE, "utf-32"),
+    (codecs.BOM_UTF32_BE, "utf-32"),
+    (codecs.BOM_UTF8, "utf-8-sig"),
+    (codecs.BOM_UTF16_LE, "utf-16"),
+    (codecs.BOM_UTF16_BE, "utf-16"),
+)
+
+
+def _lines(path: Path) -> Iterator[str]:
+    require_room(path, regular(path), "its text")
     try:
-        return _distinct(path.read_text("utf-8").splitlines(), str(path))
-    except (OSError, UnicodeDecodeError) as error:
+        with path.open("rb") as file:
+            begin = file.read(4)
+        encoding = next((name for mark, name in _MARKS if begin.startswith(mark)), "utf-8")
+        # Universal newlines: str.splitlines would break at form feeds and at U+2028 too.
+        with path.open(encoding=encoding) as text:
+            for line in text:
+                if "\0" in line:
+                    raise DataError(
+                        f"{path}: not readable as UTF-8 text (it holds zeros); save it as UTF-8"
+                    )
+                yield line
+    except (OSError, UnicodeError, MemoryError) as error:
         raise DataError(f"{path}: not readable as UTF-8 text ({one_line(error)})") from None
 
 
-def _read_parquet(path: Path, column: str | None) -> list[str | None]:
-    try:
-        with pq.ParquetFile(path) as file:
-            column = _column(str(path), file.schema_arrow, column)
-            return file.read(columns=[column])[column].to_pylist()
-    except (pa.ArrowException, OSError) as error:
-        raise DataError(f"{path}: not a readable parquet file ({one_line(error)})") from None
+def _values(path: Path, column: str | None) -> Iterator[str | None]:
+    column = _column(str(path), read_schema(path), column)
+    for batch in read_batches(path, [column]):
+        for value in batch.column(0):
+            yield value.as_py()
 
 
 def _column(where: str, schema: pa.Schema, wanted: str | None) -> str:
@@ -206,24 +256,34 @@ def _column(where: str, schema: pa.Schema, wanted: str | None) -> str:
 
 
 def _distinct(sentences: Iterable[str | None], where: str) -> tuple[str, ...]:
-    joined = (" ".join((sentence or "").split()) for sentence in sentences)
-    distinct = tuple(sentence for sentence in dict.fromkeys(joined) if sentence)
+    # Files that were joined have byte-order marks within.
+    joined = (" ".join((sentence or "").lstrip("\ufeff").split()) for sentence in sentences)
+    try:
+        distinct = tuple(sentence for sentence in dict.fromkeys(joined) if sentence)
+    except UnicodeDecodeError as error:
+        raise DataError(f"{where}: not readable as UTF-8 text ({one_line(error)})") from None
     if not distinct:
         raise DataError(f"{where}: holds no sentences")
     return distinct
 
 
-def _read_hub(name: str, column: str | None) -> TextSet:
+def _read_hub(name: str, column: str | None, revision: str | None = None) -> TextSet:
     known = KNOWN_TEXTS.get(name)
     if known is None and "/" not in name:
         raise HubUnavailable(f"{name}: no hub set of this name is known; pass OWNER/NAME")
-    hub_id, revision = (known.hub_id, known.revision) if known else (name, None)
-    origin, *parts = hub_splits(name, hub_id, revision)
+    hub_id, own = (known.hub_id, known.revision) if known else (name, None)
+    origin, *parts = hub_splits(name, hub_id, revision or own)
     sentences = []
     for part in parts:
         where = f"{origin} {part.split}"
-        table = part.with_format("arrow")[:]
-        values = table[_column(where, table.schema, column)].to_pylist()
+        chosen = _column(where, part.data.schema, column)
+        tables = part.select_columns([chosen]).with_format("arrow")
+        require_room(where, tables.data.nbytes, f"column {chosen}")
+        values = (
+            value
+            for begin in range(0, len(part), 1024)
+            for value in tables[begin : begin + 1024][chosen].to_pylist()
+        )
         sentences.append(_distinct(values, where))
     return TextSet(name, origin, *sentences)
 
@@ -234,7 +294,7 @@ def _load_sample(name: str, column: str | None) -> TextSet:
         have = ", ".join(KNOWN_TEXTS)
         raise DataNotFound(f"{name}: no bundled sample, only of {have}; use other sources")
     files = [_SAMPLE_DIR / f"{known.folder}_{split}.parquet" for split in ("train", "test")]
-    train, test = (_distinct(_read_parquet(path, column), str(path)) for path in files)
+    train, test = (_distinct(_values(path, column), str(path)) for path in files)
     return TextSet(name, "sample", train, test)
 
 
@@ -251,4 +311,5 @@ _LIBRARY = Library[TextSet](
     read_sample=functools.partial(_load_sample, column=None),
     has_sample=lambda name: name in KNOWN_TEXTS,
     counts=lambda texts: (len(texts.train), len(texts.test)),
+    origin=lambda texts: texts.origin,
 )

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from stepsmith.tasks.image_files import DataError
+from stepsmith.tasks.files import DataError
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
