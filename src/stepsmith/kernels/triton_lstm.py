@@ -271,6 +271,10 @@ class TritonAdvance:
         self._weights = packed_weights(rule, weights).to(device)
         self._precision = precision or ("ieee" if rule.hidden <= 8 else "tf32x3")
         self._tables: dict[tuple[int, ...], Tensor] = {}
+        self._on_gpu = device.type == "cuda"
+        self._statistics = ["touched"] if self._set.frame == "hold" else []
+        if self._set.has_moments:
+            self._statistics = ["exp_avg", "exp_avg_sq"]
 
     def _carry_table(self, carry: Carry) -> Tensor:
         """Addresses and row strides of every layer's tensors, on the device."""
@@ -283,28 +287,36 @@ class TritonAdvance:
 
     def _require(self, grad_CN: Tensor, state: State, carry: Carry) -> None:
         """Check every tensor whose address the kernel is given, as it cannot look for itself."""
-        rule, shape, single = self._rule, tuple(grad_CN.shape), (torch.float32,)
-        numbers = ["exp_avg", "exp_avg_sq"] if self._set.has_moments else []
-        numbers = ["touched"] if not numbers and self._set.frame == "hold" else numbers
-        wants = [("the gradient", grad_CN, shape, single)]
-        wants += [(f"the state's {key!r}", state[key], shape, single) for key in numbers]
-        wants.append(("the state's 'step'", state["step"], (shape[0], 1), single))
-        kinds, wide = (carry["h0"].dtype,), (rule.hidden, grad_CN.numel())
-        if kinds[0] not in (torch.float32, torch.bfloat16):
-            kinds = (torch.float32, torch.bfloat16)
-        wants += [(f"carry {key!r}", carry[key], wide, kinds) for key in rule.carry_keys]
-        for what, tensor, want, dtypes in wants:
-            apart = not tensor.is_contiguous()
-            if what.startswith("carry"):  # its rows may lie apart
-                apart = apart and tensor.stride(-1) != 1 and tensor.shape[-1] > 1
-            there = tensor.device.type == self._device.type and tensor.dtype in dtypes
-            if tuple(tensor.shape) != want or apart or not there:
-                raise ValueError(
-                    f"backend 'triton': {what} should be contiguous, {want}, in "
-                    f"{' or '.join(map(str, dtypes))} on {self._device.type}, is "
-                    f"{tuple(tensor.shape)} with strides {tensor.stride()} in {tensor.dtype} on "
-                    f"{tensor.device}; give all tensors of one step for as many coordinates"
-                )
+        shape, wide = grad_CN.shape, (self._rule.hidden, grad_CN.numel())
+        kind = carry["h0"].dtype
+        if kind is not torch.bfloat16:
+            kind = torch.float32
+        if grad_CN.dtype is not torch.float32 or grad_CN.is_cuda != self._on_gpu:
+            raise self._misfit("the gradient", grad_CN, tuple(shape), torch.float32)
+        for key in self._statistics:
+            value = state[key]
+            fits = value.shape == shape and value.is_contiguous()
+            if not fits or value.dtype is not torch.float32 or value.is_cuda != self._on_gpu:
+                raise self._misfit(f"the state's {key!r}", value, tuple(shape), torch.float32)
+        steps = state["step"]
+        fits = steps.shape == (shape[0], 1) and steps.is_contiguous()
+        if not fits or steps.dtype is not torch.float32 or steps.is_cuda != self._on_gpu:
+            raise self._misfit("the state's 'step'", steps, (shape[0], 1), torch.float32)
+        for key in self._rule.carry_keys:
+            value = carry[key]  # its rows may lie apart
+            fits = value.shape == wide and (value.stride(1) == 1 or wide[1] == 1)
+            if not fits or value.dtype is not kind or value.is_cuda != self._on_gpu:
+                raise self._misfit(f"carry {key!r}", value, wide, kind)
+
+    def _misfit(
+        self, what: str, tensor: Tensor, shape: tuple[int, ...], dtype: torch.dtype
+    ) -> ValueError:
+        return ValueError(
+            f"backend 'triton': {what} should be contiguous, {shape}, in {dtype} on "
+            f"{self._device.type}, is {tuple(tensor.shape)} with strides {tensor.stride()} in "
+            f"{tensor.dtype} on {tensor.device}; give all tensors of one step for as many "
+            "coordinates"
+        )
 
     def __call__(self, grad_CN: Tensor, param_CN: Tensor, state: State, carry: Carry) -> Tensor:
         """Advance `state` (float32) and `carry` (float32 or bfloat16); returns the steps (C, N).
@@ -326,9 +338,8 @@ class TritonAdvance:
         second = state.get("exp_avg_sq", delta_CN)
         block, warps = self._tile
         kind = tl.bfloat16 if carry["h0"].dtype == torch.bfloat16 else tl.float32
-        on_gpu = self._device.type == "cuda"
         # Triton launches on the current device, whatever the tensors' own is.
-        with torch.cuda.device(self._device) if on_gpu else nullcontext():
+        with torch.cuda.device(self._device) if self._on_gpu else nullcontext():
             _step[(triton.cdiv(total, block),)](
                 grad_CN, first, second, state["step"], self._carry_table(carry), self._weights,
                 delta_CN, grad_CN.shape[1], total, _log_of(moments.beta1), _log_of(moments.beta2),
