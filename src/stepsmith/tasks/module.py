@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from stepsmith.tasks.accuracy import Scores, find_scores
 from stepsmith.tasks.base import Batch, Buffers, Metrics, Params, Stacking, Task
 from stepsmith.tasks.data import as_data
 
@@ -80,6 +81,8 @@ class ModuleTask(Task):
         self.batch_size = batch_size
         self._make_module = make_module
         self._loss = loss
+        # By the targets' shape: the outputs' shape, and how they are scores.
+        self._scores: dict[torch.Size, tuple[torch.Size | None, Scores | None]] = {}
         self.data = as_data(data).to(self.device)
         self._local = threading.local()
         self._local.module = self._build(torch.Generator().manual_seed(0))
@@ -215,10 +218,11 @@ class ModuleTask(Task):
         generator: torch.Generator | None,
         train: bool,
     ) -> tuple[Tensor, Buffers, Metrics]:
-        """The loss; the accuracy too where the outputs look like class scores and not training.
+        """The loss; the accuracy too where not training and the loss takes the outputs for scores
+        of classes.
 
-        The module is called with every part of the batch but the last, the targets. Targets of
-        `IGNORED` do not count in the accuracy, as in torch's own losses.
+        The module is called with every part of the batch but the last, the targets. A target that
+        the loss leaves out, such as `IGNORED` in torch's own, does not count in the accuracy.
         """
         *inputs, targets = batch
         # Batch-norm updates its statistics in place.
@@ -231,20 +235,31 @@ class ModuleTask(Task):
                 self._module, {**params, **buffers}, tuple(inputs), tie_weights=self._tied
             )
         metrics: Metrics = {}
-        if not train and isinstance(output, Tensor) and _are_scores(output, targets):
-            right = (output.argmax(-1) == targets).to(output.dtype)
-            metrics["accuracy"] = right.sum() / (targets != IGNORED).sum()
+        if not train and (scores := self._scores_of(output, targets)) is not None:
+            metrics["accuracy"] = scores.accuracy(output, targets)
         return self._loss(output, targets), buffers, metrics
+
+    def _scores_of(self, output: Any, targets: Tensor) -> Scores | None:
+        """How outputs like this one are scores; found once, by trying the loss."""
+        shape = output.shape[1:] if isinstance(output, Tensor) else None
+        known = self._scores.get(targets.shape[1:])
+        if known is None or known[0] != shape:
+            known = (shape, find_scores(self._loss, output, targets))
+            self._scores[targets.shape[1:]] = known
+        return known[1]
+
+    def test_weight(self, metric: str, batch: Batch) -> int:
+        """The targets that count, for an accuracy; the examples otherwise."""
+        scores = self._scores.get(batch[-1].shape[1:], (None, None))[1]
+        if metric != "accuracy" or scores is None:
+            return super().test_weight(metric, batch)
+        return int(scores.counted(batch[-1]).sum())
 
     def module(self, params: Params | None = None, buffers: Buffers | None = None) -> nn.Module:
         """A module of its own, holding copies of the given tensors (by default freshly made)."""
         module = copy.deepcopy(self._module)
         module.load_state_dict({**(params or {}), **(buffers or {})}, strict=False)
         return module
-
-
-def _are_scores(output: Tensor, targets: Tensor) -> bool:
-    return output.dim() == targets.dim() + 1 and not targets.is_floating_point()
 
 
 def _has_ties(module: nn.Module) -> bool:
