@@ -122,9 +122,11 @@ class Copies:
     def _stacked(self, batch: Batch) -> tuple[Tensor, Tensor]:
         theta_CP = self.theta.detach().requires_grad_()
         with self.task.randomness(self.generators[0]):
-            losses_C, self.buffers = torch.func.vmap(self._loss, randomness="different")(
+            losses_C, moved = torch.func.vmap(self._loss, randomness="different")(
                 theta_CP, self.buffers, batch
             )
+        # Within vmap nothing says that it has a graph.
+        self.buffers = {key: value.detach() for key, value in moved.items()}
         (grad_CP,) = torch.autograd.grad(losses_C.sum(), theta_CP)
         return losses_C.detach(), grad_CP
 
