@@ -14,8 +14,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrizations, prune
 from torch.utils.checkpoint import checkpoint
 
-from stepsmith import Task
-from stepsmith.subspace import Subspace
+from stepsmith import Task, subspace
 from stepsmith.tasks.module import ModuleTask
 from stepsmith.tasks.rescaled import RandomlyScaled
 from stepsmith.tasks.started import StartedTask
@@ -326,10 +325,7 @@ def test_a_second_derivative_of_what_is_checkpointed_is_refused():
 
 
 def wrapped(task: ModuleTask) -> list[Task]:
-    d = 6
-    total = sum(value.numel() for value in task.init(seeded())[0].values())
-    rows = torch.linalg.qr(torch.randn(total, d, generator=seeded()))[0].T.contiguous()
-    space = Subspace.from_model(task.module(*task.init(seeded())), rows)
+    space = subspace.random(task.module(*task.init(seeded())), 6, generator=seeded())
     return [StartedTask(task, *task.init(seeded(3))), RandomlyScaled(task, 1.0),
             SubspaceTask(task, space)]  # fmt: skip
 

@@ -12,15 +12,20 @@ from typing import Any, ClassVar, Literal, get_args
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
-from torch.nn.parameter import UninitializedTensorMixin
+from torch.nn.parameter import is_lazy
 
-from stepsmith.layout import Layout
 from stepsmith.rules.base import require_choice
 from stepsmith.tasks.accuracy import Scores, find_scores
 from stepsmith.tasks.base import Batch, Buffers, Metrics, Params, Stacking, Task
 from stepsmith.tasks.data import as_data
 from stepsmith.tasks.plain import fill, run, share_memory, with_gradients
-from stepsmith.tasks.probe import Outcome, difference, same_draws
+from stepsmith.tasks.probe import (
+    difference,
+    ordinary_step,
+    same_draws,
+    stacked_steps,
+    task_step,
+)
 
 IGNORED = -100
 """A target that counts neither in the loss nor in the accuracy: `cross_entropy`'s own default."""
@@ -135,7 +140,15 @@ class ModuleTask(Task):
     def _own(self) -> nn.Module:
         """A module that holds no tensor of another one."""
         module = self._build(torch.Generator().manual_seed(0))
-        return copy.deepcopy(module) if self._shared else module
+        if not self._shared:
+            return module
+        try:
+            return copy.deepcopy(module)
+        except Exception as error:
+            raise ValueError(
+                f"{self.name}: make_module hands the same tensors out every time, and what it "
+                f"returns cannot be copied ({error}); build a fresh module there"
+            ) from error
 
     def _build(self, generator: torch.Generator) -> nn.Module:
         with _building, seeded(generator, self.device):
@@ -146,7 +159,7 @@ class ModuleTask(Task):
             if any(p.is_complex() for p in module.parameters()):
                 raise ValueError("complex parameters are not supported; use torch.view_as_real")
             module = module.to(device=self.device, dtype=self.dtype)
-            if any(isinstance(p, UninitializedTensorMixin) for p in module.parameters()):
+            if any(map(is_lazy, module.parameters())):
                 # A call gives lazy parameters their shapes and numbers.
                 *inputs, _ = self.batch(torch.Generator().manual_seed(0), "train")
                 with torch.no_grad():
@@ -164,68 +177,28 @@ class ModuleTask(Task):
     def _probe(self) -> None:
         """Run one batch: whether the training pass draws random numbers (dropout), and what else
         `loss` has to know."""
-        params, buffers = self.init(torch.Generator().manual_seed(0))
+        start = self.init(torch.Generator().manual_seed(0))
         batches = [self.batch(torch.Generator().manual_seed(seed), "train") for seed in (0, 1)]
         if self.library:
             with same_draws(self.device) as drew:
-                self.loss(params, buffers, batches[0], None, True)
+                self.loss(*start, batches[0], None, True)
                 self._random = drew()
             return
         module = self._build(torch.Generator().manual_seed(0))
         self._shared = share_memory(self._module, module)
         if self._shared:
-            module, self._local.module = copy.deepcopy(module), self._own()
-        self._compare(self._ordinary(module, params, buffers, batches[0]), params, buffers, batches)
-
-    def _ordinary(
-        self, module: nn.Module, params: Params, buffers: Buffers, batch: Batch
-    ) -> Outcome:
-        """A step of a module of its own, trained as torch trains it."""
-        own = {key: value.clone() for key, value in params.items()}
-        with same_draws(self.device) as drew:
-            passed = run(module, self._loss, own, buffers, batch, backward=True)
-            self._random = drew()
-        if all(grad is None for grad in passed.grads.values()):
-            raise ValueError(
-                f"{self.name}: the loss depends on no parameter that requires a gradient; compute "
-                "it from the module's output, and detach nothing on the way"
-            )
-        for key, param in module.named_parameters():
-            if key in params and not torch.equal(param.detach(), params[key]):
-                raise ValueError(
-                    f"{self.name}: forward writes to its own parameter {key!r}, which only the "
-                    "optimizer may move; compute what is needed from the parameter instead, as "
-                    "torch.nn.utils.parametrize does"
-                )
-        for key, old in buffers.items():
-            new = passed.buffers[key]
-            if (new.shape, new.dtype) != (old.shape, old.dtype):
-                raise ValueError(
-                    f"{self.name}: forward turns the buffer {key!r} from {tuple(old.shape)}, "
-                    f"{old.dtype} into {tuple(new.shape)}, {new.dtype}; register it with the shape "
-                    "and dtype that it is to have"
-                )
-        tested = None
-        if self.has_test:
-            module.eval()
-            with same_draws(self.device), warnings.catch_warnings():
-                warnings.simplefilter("ignore")
-                tested = run(module, self._loss, own, passed.buffers, batch, backward=False).loss
-        return Outcome(passed.loss, passed.grads, passed.buffers, tested)
-
-    def _compare(
-        self, want: Outcome, params: Params, buffers: Buffers, batches: Sequence[Batch]
-    ) -> None:
-        """Find the way to make steps that gives `want` on the first batch, whatever was before."""
+            module, self._local.module = self._own(), self._own()
+        want, self._random = ordinary_step(self, module, self._loss, start, batches[0])
 
         def found() -> str | None:
             # What another batch leaves behind in the module must not show.
-            for batch in reversed(batches):
-                outcome = self._outcome(params, buffers, batch)
-            return difference(outcome, want, buffers)
+            task_step(self, start, batches[1])
+            step = task_step(self, start, batches[0])
+            self._tests_write |= step.tests_write
+            return difference(step, want, start[1])
 
         # Whatever looks at the module's own numbers, in place of those lent to it, finds nan.
-        fill(self._module, _nothing(params), _nothing(buffers))
+        fill(self._module, *map(_nothing, start))
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             try:
@@ -235,29 +208,13 @@ class ModuleTask(Task):
                 self._plain = True
             if self._plain:
                 self._local.module = self._own()
-                differs = found()
-                if differs is not None:
+                if (differs := found()) is not None:
                     raise ValueError(
                         f"{self.name}: {differs} is another one where another step was made "
                         "before, so that runs would disturb one another; keep what forward "
                         "remembers in buffers (register_buffer), and draw random numbers from "
                         "torch's own generator"
                     )
-
-    def _outcome(self, params: Params, buffers: Buffers, batch: Batch) -> Outcome:
-        """A step of this task."""
-        layout = Layout.of(params)
-        theta_P = layout.flatten(params).requires_grad_()
-        with same_draws(self.device):
-            loss, moved, _ = self.loss(layout.views(theta_P), buffers, batch, None, True)
-            (grad_P,) = torch.autograd.grad(loss, theta_P)
-        tested = None
-        if self.has_test:
-            own = {key: value.clone() for key, value in moved.items()}
-            with same_draws(self.device), torch.no_grad():
-                tested = self.loss(params, own, batch, None, False)[0]
-            self._tests_write |= any(not torch.equal(own[key], moved[key]) for key in own)
-        return Outcome(loss.detach(), layout.views(grad_P), moved, tested)
 
     def _choose_stacking(self) -> Stacking:
         convolutional = any(
@@ -285,39 +242,18 @@ class ModuleTask(Task):
         """Whether two stacked copies take the steps that they take alone."""
         if self._plain:
             return False
-        params, buffers = self.init(torch.Generator().manual_seed(0))
+        start = self.init(torch.Generator().manual_seed(0))
         batches = [self.batch(torch.Generator().manual_seed(seed), "train") for seed in (0, 1)]
-        layout = Layout.of(params)
-
-        def stacked() -> list[Outcome]:
-            theta_CP = layout.flatten(params).repeat(2, 1).requires_grad_()
-            losses_C, moved = torch.func.vmap(
-                lambda *given: self.loss(layout.views(given[0]), *given[1:], None, True)[:2],
-                randomness="different",
-            )(
-                theta_CP,
-                {key: torch.stack([value, value]) for key, value in buffers.items()},
-                tuple(torch.stack(parts) for parts in zip(*batches, strict=True)),
-            )
-            (grad_CP,) = torch.autograd.grad(losses_C.sum(), theta_CP)
-            return [
-                Outcome(losses_C[copy], layout.views(grad_CP[copy]),
-                        {key: value[copy] for key, value in moved.items()}, None)
-                for copy in range(2)
-            ]  # fmt: skip
-
         try:
-            with same_draws(self.device), warnings.catch_warnings():
+            with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
-                found = stacked()
+                steps = stacked_steps(self, start, batches)
                 if self.library:
                     return True
                 # Neither way may leave anything behind for the other.
-                alone = [self._outcome(params, buffers, batch) for batch in batches]
-                found += stacked()
-            if self._random or not any(
-                difference(one, other, buffers) for one, other in zip(found, alone * 2, strict=True)
-            ):
+                alone = [task_step(self, start, batch) for batch in batches]
+                pairs = zip(steps + stacked_steps(self, start, batches), alone * 2, strict=True)
+            if self._random or not any(difference(*pair, start[1]) for pair in pairs):
                 return True
         except Exception:
             # Any failure under vmap (data-dependent control flow, unsupported operators, in-place

@@ -69,7 +69,7 @@ def run(
         )
     if backward and measured.requires_grad:
         measured.backward()
-    grads = {key: own[key].grad for key in params} if backward else {}
+    grads = {key: _dense(own[key].grad) for key in params} if backward else {}
     for param in own.values():
         param.grad = None
     held = {**own, **dict(module.named_buffers(remove_duplicate=False))}
@@ -79,6 +79,10 @@ def run(
             "step would lack it; set it to a tensor"
         )
     return Passed(measured.detach(), output, grads, {key: held[key].detach() for key in buffers})
+
+
+def _dense(grad: Tensor | None) -> Tensor | None:
+    return grad if grad is None or grad.layout == torch.strided else grad.to_dense()
 
 
 @torch.no_grad()

@@ -3,19 +3,26 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator, Mapping
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+
+from stepsmith.layout import Layout
+from stepsmith.tasks.base import Batch, Buffers, Params, Task
+from stepsmith.tasks.plain import run
+
+Start = tuple[Params, Buffers]
 
 TOLERANCE = 1e-3
 """Difference of two computations of one thing, relative to its norm, that rounding explains."""
 
 
-class Outcome(NamedTuple):
+class Step(NamedTuple):
     """What one training step from a start shows.
 
     Attributes:
@@ -23,30 +30,122 @@ class Outcome(NamedTuple):
         grads: by parameter, None for zero.
         buffers: as the step left them.
         tested: () loss afterwards, in evaluation mode; None where there is no test.
+        tests_write: whether evaluation mode wrote to buffers.
     """
 
     loss: Tensor
     grads: Mapping[str, Tensor | None]
     buffers: Mapping[str, Tensor]
-    tested: Tensor | None
+    tested: Tensor | None = None
+    tests_write: bool = False
 
 
-def difference(one: Outcome, other: Outcome, start: Mapping[str, Tensor]) -> str | None:
+def ordinary_step(
+    task: Task, module: nn.Module, loss: Callable[[Any, Tensor], Tensor], start: Start, batch: Batch
+) -> tuple[Step, bool]:
+    """The step of a module trained as torch trains it, and whether it drew random numbers.
+
+    Raises:
+        ValueError: a step that no task can make: without a gradient, or with parameters that
+            `forward` writes to or buffers whose shape or dtype it changes.
+    """
+    params, buffers = start
+    own = {key: value.clone() for key, value in params.items()}
+    with same_draws(task.device) as drew:
+        passed = run(module, loss, own, buffers, batch, backward=True)
+        drawn = drew()
+    if all(grad is None for grad in passed.grads.values()):
+        raise ValueError(
+            f"{task.name}: the loss depends on no parameter that requires a gradient; compute it "
+            "from the module's output, and detach nothing on the way"
+        )
+    for key, param in module.named_parameters():
+        if key in params and not torch.equal(param.detach(), params[key]):
+            raise ValueError(
+                f"{task.name}: forward writes to its own parameter {key!r}, which only the "
+                "optimizer may move; compute what is needed from the parameter instead, as "
+                "torch.nn.utils.parametrize does"
+            )
+    for key, old in buffers.items():
+        new = passed.buffers[key]
+        if (new.shape, new.dtype) != (old.shape, old.dtype):
+            raise ValueError(
+                f"{task.name}: forward turns the buffer {key!r} from {tuple(old.shape)}, "
+                f"{old.dtype} into {tuple(new.shape)}, {new.dtype}; register it with the shape "
+                "and dtype that it is to have"
+            )
+    tested = None
+    if task.has_test:
+        module.eval()
+        with same_draws(task.device), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            tested = run(module, loss, own, passed.buffers, batch, backward=False).loss
+    return Step(passed.loss, passed.grads, passed.buffers, tested), drawn
+
+
+def task_step(task: Task, start: Start, batch: Batch) -> Step:
+    """The step of a task."""
+    params, buffers = start
+    layout = Layout.of(params)
+    theta_P = layout.flatten(params).requires_grad_()
+    with same_draws(task.device):
+        loss, moved, _ = task.loss(layout.views(theta_P), buffers, batch, None, True)
+        (grad_P,) = torch.autograd.grad(loss, theta_P)
+    tested, wrote = None, False
+    if task.has_test:
+        own = {key: value.clone() for key, value in moved.items()}
+        with same_draws(task.device), torch.no_grad():
+            tested = task.loss(params, own, batch, None, False)[0]
+        wrote = any(not torch.equal(own[key], moved[key]) for key in own)
+    return Step(loss.detach(), layout.views(grad_P), moved, tested, wrote)
+
+
+def stacked_steps(task: Task, start: Start, batches: Sequence[Batch]) -> list[Step]:
+    """The steps of stacked copies, one a batch, all from one start."""
+    params, buffers = start
+    copies = len(batches)
+    layout = Layout.of(params)
+    theta_CP = layout.flatten(params).repeat(copies, 1).requires_grad_()
+
+    def step(theta_P: Tensor, buffers: Buffers, batch: Batch) -> tuple[Tensor, Buffers]:
+        loss, moved, _ = task.loss(layout.views(theta_P), buffers, batch, None, True)
+        return loss, moved
+
+    with same_draws(task.device):
+        losses_C, moved = torch.func.vmap(step, randomness="different")(
+            theta_CP,
+            {key: torch.stack([value] * copies) for key, value in buffers.items()},
+            tuple(torch.stack(parts) for parts in zip(*batches, strict=True)),
+        )
+        (grad_CP,) = torch.autograd.grad(losses_C.sum(), theta_CP)
+    return [
+        Step(
+            losses_C[copy],
+            layout.views(grad_CP[copy]),
+            {key: value[copy] for key, value in moved.items()},
+        )
+        for copy in range(copies)
+    ]
+
+
+def difference(one: Step, other: Step, start: Mapping[str, Tensor]) -> str | None:
     """What differs by more than rounding explains, or None; `start` are the buffers before."""
     if _differ(one.loss, other.loss):
         return "the loss"
-    whole = [grad for grad in other.grads.values() if grad is not None]
+    norms = [float(grad.norm()) for grad in other.grads.values() if grad is not None]
     # A gradient of zero (a bias before batch-norm) is rounding noise and nothing else.
-    noise = 1e-3 * TOLERANCE * max(float(grad.detach().norm()) for grad in whole) if whole else 0.0
+    noise = 1e-3 * TOLERANCE * max(norms, default=0.0)
     for key, grad in one.grads.items():
         want = other.grads[key]
-        known = grad if grad is not None else want
-        if known is not None:
-            pair = (torch.zeros_like(known) if g is None else g for g in (grad, want))
-            if _differ(*pair, noise):
+        if grad is None or want is None:
+            given = want if grad is None else grad
+            if given is not None and _differ(given, torch.zeros_like(given), noise):
                 return f"the gradient of {key!r}"
+        elif _differ(grad, want, noise):
+            return f"the gradient of {key!r}"
     for key, old in start.items():
         new, want = one.buffers[key], other.buffers[key]
+        noise = 0.0
         if old.is_floating_point():
             # How far it moved, which may be little of what it is.
             noise = 64 * torch.finfo(old.dtype).eps * float(old.norm())
