@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrizations, prune
 from torch.utils.checkpoint import checkpoint
 
-from stepsmith import Task, subspace
+from stepsmith import Task, meta_train, subspace
 from stepsmith.tasks.module import ModuleTask
 from stepsmith.tasks.rescaled import RandomlyScaled
 from stepsmith.tasks.started import StartedTask
@@ -378,6 +378,35 @@ def test_transformers_own_switch():
     torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
 
 
+class Decayed(ModuleTask):
+    """A task whose loss is more than its module's."""
+
+    def loss(self, params, buffers, batch, generator, train):
+        value, moved, metrics = super().loss(params, buffers, batch, generator, train)
+        return 2 * value + sum(p.square().sum() for p in params.values()), moved, metrics
+
+
+@pytest.mark.parametrize("make", [MODULES["plain"], Checkpointed, MODULES["rebound buffers"]])
+def test_a_subclass_may_add_to_the_loss(make):
+    tasks = [
+        kind(make, nn.functional.mse_loss, pair(), batch_size=5) for kind in (ModuleTask, Decayed)
+    ]
+    (losses, grads), (more, steeper) = (
+        (group := Copies(task, [0, 1])).gradients(group.batches("train")) for task in tasks
+    )
+    theta = Copies(tasks[0], [0, 1]).theta
+    torch.testing.assert_close(more, 2 * losses + theta.square().sum(1))
+    torch.testing.assert_close(steeper, 2 * grads + 2 * theta)
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_rules_are_meta_trained_on_what_is_checkpointed(reentrant):
+    rule = meta_train(
+        task_of(lambda: Checkpointed(reentrant)), "l2o_dm", steps=40, horizon=5, copies=2
+    )
+    assert all(value.isfinite().all() for value in rule.weights.values())
+
+
 def test_a_buffer_with_a_graph_keeps_none():
     """torch's own loop would fail at the second step."""
     group = Copies(task_of(lambda: Rebinds(detach=False)), [0, 1])
@@ -445,12 +474,14 @@ def test_state_that_runs_would_share_is_refused(how):
 
 
 class Clipped(nn.Module):
-    def __init__(self, in_place: bool):
+    def __init__(self, in_place: bool, in_tests: bool = True):
         super().__init__()
-        self.linear, self.in_place = nn.Linear(4, 3), in_place
+        self.linear, self.in_place, self.in_tests = nn.Linear(4, 3), in_place, in_tests
 
     def forward(self, inputs: Tensor) -> Tensor:
         weight = self.linear.weight
+        if not self.training and not self.in_tests:
+            return self.linear(inputs)
         if self.in_place:
             weight.data.clamp_(-0.01, 0.01)
         else:
@@ -483,6 +514,8 @@ class Detached(nn.Module):
     ("make", "match"),
     [
         (lambda: Clipped(True), "writes to its own parameter 'linear.weight'"),
+        (lambda: Clipped(True, False), "writes to its own parameter 'linear.weight'"),
+        (lambda: Clipped(False, False), "writes to its own parameter 'linear.weight'"),
         (lambda: Clipped(False), "writes to its own parameter 'linear.weight'"),
         (lambda: Resizes(torch.zeros(()), torch.zeros(2)), r"'held' from \(\), torch.float32 into"),
         (lambda: Resizes(torch.zeros(2), torch.zeros(2).double()), r"into \(2,\), torch.float64"),

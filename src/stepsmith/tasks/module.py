@@ -20,11 +20,13 @@ from stepsmith.tasks.base import Batch, Buffers, Metrics, Params, Stacking, Task
 from stepsmith.tasks.data import as_data
 from stepsmith.tasks.plain import fill, run, share_memory, with_gradients
 from stepsmith.tasks.probe import (
+    Start,
     difference,
-    ordinary_step,
+    require_carried,
     same_draws,
     stacked_steps,
     task_step,
+    then_tested,
 )
 
 IGNORED = -100
@@ -184,37 +186,49 @@ class ModuleTask(Task):
                 self.loss(*start, batches[0], None, True)
                 self._random = drew()
             return
-        module = self._build(torch.Generator().manual_seed(0))
-        self._shared = share_memory(self._module, module)
+        modules = self._module, self._build(torch.Generator().manual_seed(0))
+        self._shared = share_memory(*modules)
         if self._shared:
-            module, self._local.module = self._own(), self._own()
-        want, self._random = ordinary_step(self, module, self._loss, start, batches[0])
+            modules = self._own(), self._own()
+        with warnings.catch_warnings():
+            # The training itself warns as well.
+            warnings.simplefilter("ignore")
+            self._compare(*modules, start, batches)
+
+    def _compare(
+        self, one: nn.Module, other: nn.Module, start: Start, batches: Sequence[Batch]
+    ) -> None:
+        """Find the way to make steps that does what an ordinary backward pass of a fresh module
+        does, whatever was before."""
+        self._plain, self._local.module = True, one
+        want = task_step(self, start, batches[0])
+        require_carried(self.name, one, start, want)
+        want = then_tested(self, start, want, batches[0])
+        self._random = want.drew
 
         def found() -> str | None:
             # What another batch leaves behind in the module must not show.
             task_step(self, start, batches[1])
-            step = task_step(self, start, batches[0])
+            step = then_tested(self, start, task_step(self, start, batches[0]), batches[0])
             self._tests_write |= step.tests_write
             return difference(step, want, start[1])
 
+        self._plain, self._local.module = False, other
         # Whatever looks at the module's own numbers, in place of those lent to it, finds nan.
-        fill(self._module, *map(_nothing, start))
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            try:
-                self._plain = found() is not None
-            except Exception:
-                # What cannot be lent other tensors, or be differentiated in one of them.
-                self._plain = True
-            if self._plain:
-                self._local.module = self._own()
-                if (differs := found()) is not None:
-                    raise ValueError(
-                        f"{self.name}: {differs} is another one where another step was made "
-                        "before, so that runs would disturb one another; keep what forward "
-                        "remembers in buffers (register_buffer), and draw random numbers from "
-                        "torch's own generator"
-                    )
+        fill(other, *map(_nothing, start))
+        try:
+            self._plain = found() is not None
+        except Exception:
+            # What cannot be lent other tensors, or be differentiated in one of them.
+            self._plain = True
+        if self._plain:
+            self._local.module = self._own()
+            if (differs := found()) is not None:
+                raise ValueError(
+                    f"{self.name}: {differs} is another one where another step was made before, so "
+                    "that runs would disturb one another; keep what forward remembers in buffers "
+                    "(register_buffer), and draw random numbers from torch's own generator"
+                )
 
     def _choose_stacking(self) -> Stacking:
         convolutional = any(
@@ -334,7 +348,7 @@ class ModuleTask(Task):
                 wanted = torch.is_grad_enabled() and any(p.requires_grad for p in params.values())
                 passed = run(module, self._loss, params, given, batch, backward=wanted)
                 loss, output, held = passed.loss, passed.output, passed.buffers
-                if wanted:
+                if any(grad is not None for grad in passed.grads.values()):
                     loss = with_gradients(loss, passed.grads, params)
             else:
                 held = {**params, **given}

@@ -61,12 +61,7 @@ def run(
     with torch.set_grad_enabled(backward):
         output = module(*inputs)
         measured = loss(output, targets)
-    if not isinstance(measured, Tensor) or measured.shape != ():
-        shape = tuple(measured.shape) if isinstance(measured, Tensor) else type(measured).__name__
-        raise ValueError(
-            f"{type(module).__name__}: the loss must be a single number (shape ()), got {shape}; "
-            "reduce it over the batch, for example by .mean()"
-        )
+    require_number(type(module).__name__, measured)
     if backward and measured.requires_grad:
         measured.backward()
     grads = {key: _dense(own[key].grad) for key in params} if backward else {}
@@ -79,6 +74,16 @@ def run(
             "step would lack it; set it to a tensor"
         )
     return Passed(measured.detach(), output, grads, {key: held[key].detach() for key in buffers})
+
+
+def require_number(name: str, loss: Any) -> None:
+    """Raise ValueError where a loss is anything else than a tensor of one number."""
+    if not isinstance(loss, Tensor) or loss.shape != ():
+        shape = tuple(loss.shape) if isinstance(loss, Tensor) else type(loss).__name__
+        raise ValueError(
+            f"{name}: the loss must be a single number (shape ()), got {shape}; reduce it over the "
+            "batch, for example by .mean()"
+        )
 
 
 def _dense(grad: Tensor | None) -> Tensor | None:

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import random
-import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -14,7 +13,7 @@ from torch import Tensor, nn
 
 from stepsmith.layout import Layout
 from stepsmith.tasks.base import Batch, Buffers, Params, Task
-from stepsmith.tasks.plain import run
+from stepsmith.tasks.plain import require_number
 
 Start = tuple[Params, Buffers]
 
@@ -27,77 +26,75 @@ class Step(NamedTuple):
 
     Attributes:
         loss: ().
-        grads: by parameter, None for zero.
+        grads: by parameter.
         buffers: as the step left them.
         tested: () loss afterwards, in evaluation mode; None where there is no test.
         tests_write: whether evaluation mode wrote to buffers.
+        drew: whether the step drew from torch's generators.
     """
 
     loss: Tensor
-    grads: Mapping[str, Tensor | None]
+    grads: Mapping[str, Tensor]
     buffers: Mapping[str, Tensor]
     tested: Tensor | None = None
     tests_write: bool = False
-
-
-def ordinary_step(
-    task: Task, module: nn.Module, loss: Callable[[Any, Tensor], Tensor], start: Start, batch: Batch
-) -> tuple[Step, bool]:
-    """The step of a module trained as torch trains it, and whether it drew random numbers.
-
-    Raises:
-        ValueError: a step that no task can make: without a gradient, or with parameters that
-            `forward` writes to or buffers whose shape or dtype it changes.
-    """
-    params, buffers = start
-    own = {key: value.clone() for key, value in params.items()}
-    with same_draws(task.device) as drew:
-        passed = run(module, loss, own, buffers, batch, backward=True)
-        drawn = drew()
-    if all(grad is None for grad in passed.grads.values()):
-        raise ValueError(
-            f"{task.name}: the loss depends on no parameter that requires a gradient; compute it "
-            "from the module's output, and detach nothing on the way"
-        )
-    for key, param in module.named_parameters():
-        if key in params and not torch.equal(param.detach(), params[key]):
-            raise ValueError(
-                f"{task.name}: forward writes to its own parameter {key!r}, which only the "
-                "optimizer may move; compute what is needed from the parameter instead, as "
-                "torch.nn.utils.parametrize does"
-            )
-    for key, old in buffers.items():
-        new = passed.buffers[key]
-        if (new.shape, new.dtype) != (old.shape, old.dtype):
-            raise ValueError(
-                f"{task.name}: forward turns the buffer {key!r} from {tuple(old.shape)}, "
-                f"{old.dtype} into {tuple(new.shape)}, {new.dtype}; register it with the shape "
-                "and dtype that it is to have"
-            )
-    tested = None
-    if task.has_test:
-        module.eval()
-        with same_draws(task.device), warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            tested = run(module, loss, own, passed.buffers, batch, backward=False).loss
-    return Step(passed.loss, passed.grads, passed.buffers, tested), drawn
+    drew: bool = False
 
 
 def task_step(task: Task, start: Start, batch: Batch) -> Step:
-    """The step of a task."""
+    """The step of a task.
+
+    Raises:
+        ValueError: a loss that is no single number, or that depends on no parameter.
+    """
     params, buffers = start
     layout = Layout.of(params)
     theta_P = layout.flatten(params).requires_grad_()
-    with same_draws(task.device):
+    with same_draws(task.device) as drew:
         loss, moved, _ = task.loss(layout.views(theta_P), buffers, batch, None, True)
+        require_number(task.name, loss)
+        if not loss.requires_grad:
+            raise ValueError(
+                f"{task.name}: the loss depends on no parameter that requires a gradient; compute "
+                "it from the module's output, and detach nothing on the way"
+            )
         (grad_P,) = torch.autograd.grad(loss, theta_P)
-    tested, wrote = None, False
-    if task.has_test:
-        own = {key: value.clone() for key, value in moved.items()}
-        with same_draws(task.device), torch.no_grad():
-            tested = task.loss(params, own, batch, None, False)[0]
-        wrote = any(not torch.equal(own[key], moved[key]) for key in own)
-    return Step(loss.detach(), layout.views(grad_P), moved, tested, wrote)
+        drawn = drew()
+    return Step(loss.detach(), layout.views(grad_P), moved, drew=drawn)
+
+
+def then_tested(task: Task, start: Start, step: Step, batch: Batch) -> Step:
+    """A step and a test after it, of the parameters from before; the step alone where the task has
+    no tests."""
+    if not task.has_test:
+        return step
+    params, own = ({key: value.clone() for key, value in part.items()}
+                   for part in (start[0], step.buffers))  # fmt: skip
+    with same_draws(task.device), torch.no_grad():
+        tested, _, _ = task.loss(params, own, batch, None, False)
+    wrote = any(not torch.equal(own[key], step.buffers[key]) for key in own)
+    return step._replace(tested=tested, tests_write=wrote)
+
+
+def require_carried(name: str, module: nn.Module, start: Start, step: Step) -> None:
+    """Raise ValueError where a step of this module moves what no task can carry: a parameter that
+    `forward` writes to, or a buffer whose shape or dtype it changes."""
+    params, buffers = start
+    for key, param in module.named_parameters():
+        if key in params and not torch.equal(param.detach(), params[key]):
+            raise ValueError(
+                f"{name}: forward writes to its own parameter {key!r}, which only the optimizer "
+                "may move; compute what is needed from the parameter instead, as "
+                "torch.nn.utils.parametrize does"
+            )
+    for key, old in buffers.items():
+        new = step.buffers[key]
+        if (new.shape, new.dtype) != (old.shape, old.dtype):
+            raise ValueError(
+                f"{name}: forward turns the buffer {key!r} from {tuple(old.shape)}, {old.dtype} "
+                f"into {tuple(new.shape)}, {new.dtype}; register it with the shape and dtype that "
+                "it is to have"
+            )
 
 
 def stacked_steps(task: Task, start: Start, batches: Sequence[Batch]) -> list[Step]:
@@ -132,16 +129,10 @@ def difference(one: Step, other: Step, start: Mapping[str, Tensor]) -> str | Non
     """What differs by more than rounding explains, or None; `start` are the buffers before."""
     if _differ(one.loss, other.loss):
         return "the loss"
-    norms = [float(grad.norm()) for grad in other.grads.values() if grad is not None]
     # A gradient of zero (a bias before batch-norm) is rounding noise and nothing else.
-    noise = 1e-3 * TOLERANCE * max(norms, default=0.0)
+    noise = 1e-3 * TOLERANCE * max(float(grad.norm()) for grad in other.grads.values())
     for key, grad in one.grads.items():
-        want = other.grads[key]
-        if grad is None or want is None:
-            given = want if grad is None else grad
-            if given is not None and _differ(given, torch.zeros_like(given), noise):
-                return f"the gradient of {key!r}"
-        elif _differ(grad, want, noise):
+        if _differ(grad, other.grads[key], noise):
             return f"the gradient of {key!r}"
     for key, old in start.items():
         new, want = one.buffers[key], other.buffers[key]
