@@ -415,6 +415,21 @@ def test_a_buffer_with_a_graph_keeps_none():
     assert not any(value.requires_grad for value in group.buffers.values())
 
 
+class Untested(nn.Linear):
+    def forward(self, inputs: Tensor) -> Tensor:
+        if not self.training:
+            raise NotImplementedError("training only")
+        return super().forward(inputs)
+
+
+def test_what_cannot_be_tested_can_be_trained():
+    group = Copies(task_of(lambda: Untested(4, 3)), [0, 1])
+    losses, _ = group.gradients(group.batches("train"))
+    assert losses.isfinite().all()
+    with pytest.raises(NotImplementedError, match="training only"):
+        group.test()
+
+
 class Counting(nn.Module):
     """Counts calls in a buffer, tests too."""
 
