@@ -93,6 +93,11 @@ class Task(ABC):
         """The whole test split, in order; nothing where there is none."""
         return iter(())
 
+    def test_weight(self, metric: str, batch: Batch) -> int:
+        """How much a test batch counts in the mean of `loss`, or of a metric, over the split: as
+        many times as it has examples, where a task does not say otherwise."""
+        return len(batch[0])
+
     @property
     def data_name(self) -> str:
         """Which data, and where from, for records."""

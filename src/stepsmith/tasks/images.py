@@ -30,6 +30,8 @@ class ImageTask(ModuleTask):
         ValueError: unknown network, data set or variant.
     """
 
+    library = True
+
     def __init__(
         self,
         network: str,

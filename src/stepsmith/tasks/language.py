@@ -87,7 +87,8 @@ class MaskedLanguageTask(ModuleTask):
     The network is `transformers`' `BertForMaskedLM` under its own parameter names, from a random
     start; its pieces are trained on the training sentences. Which pieces are masked is drawn with
     each batch, from the same generator; in the test split once and for all. The loss is the mean
-    over the masked pieces of a batch, a test's over its batches weighted by their sentences.
+    over the masked pieces of a batch, a test's over its batches weighted by their sentences. The
+    accuracy of a test is the share of all its masked pieces.
 
     Args:
         network: one of `LANGUAGE_NETWORKS`.

@@ -63,6 +63,10 @@ class WrappedTask(Task):
         """As the other task."""
         return self.task.test_batches()
 
+    def test_weight(self, metric: str, batch: Batch) -> int:
+        """As the other task."""
+        return self.task.test_weight(metric, batch)
+
     def randomness(self, generator: torch.Generator) -> AbstractContextManager[None]:
         """As the other task."""
         return self.task.randomness(generator)

@@ -6,6 +6,7 @@ B = examples of a batch.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -121,9 +122,11 @@ class Copies:
     def _stacked(self, batch: Batch) -> tuple[Tensor, Tensor]:
         theta_CP = self.theta.detach().requires_grad_()
         with self.task.randomness(self.generators[0]):
-            losses_C, self.buffers = torch.func.vmap(self._loss, randomness="different")(
+            losses_C, moved = torch.func.vmap(self._loss, randomness="different")(
                 theta_CP, self.buffers, batch
             )
+        # Within vmap nothing says that it has a graph.
+        self.buffers = {key: value.detach() for key, value in moved.items()}
         (grad_CP,) = torch.autograd.grad(losses_C.sum(), theta_CP)
         return losses_C.detach(), grad_CP
 
@@ -133,20 +136,21 @@ class Copies:
 
     @torch.no_grad()
     def test(self) -> dict[str, Tensor]:
-        """Mean loss and metrics over the whole test split: `loss` and each metric, (C,) each."""
+        """Mean loss and metrics over the whole test split: `loss` and each metric, (C,) each; a
+        metric of which nothing counts is left out."""
         rows = []
         for copy in range(len(self)):
             params = self.layout.views(self.theta[copy])
             own = {key: value[copy] for key, value in self.buffers.items()}
             totals: dict[str, Tensor] = {}
-            count = 0
+            counts: Counter[str] = Counter()
             for batch in self.task.test_batches():
                 loss, _, metrics = self.task.loss(params, own, batch, None, False)
-                size = len(batch[0])
-                count += size
                 for key, value in {"loss": loss, **metrics}.items():
-                    totals[key] = totals.get(key, torch.zeros_like(value)) + value * size
-            rows.append({key: value / count for key, value in totals.items()})
+                    if size := self.task.test_weight(key, batch):
+                        totals[key] = totals.get(key, torch.zeros_like(value)) + value * size
+                        counts[key] += size
+            rows.append({key: value / counts[key] for key, value in totals.items()})
         return {key: torch.stack([row[key] for row in rows]) for key in rows[0]}
 
 
