@@ -13,6 +13,7 @@ starts at zero, plateaus, gradients that touch few rows, and starts on trained n
 from __future__ import annotations
 
 import argparse
+import itertools
 import math
 import zlib
 from collections.abc import Callable
@@ -63,7 +64,7 @@ def supervised(module: nn.Module, loss: Callable, data: tuple[Tensor, ...]) -> P
 
 def perceptron(*widths: int, activation: type[nn.Module] = nn.ReLU) -> nn.Sequential:
     layers: list[nn.Module] = []
-    for here, there in zip(widths, widths[1:], strict=False):
+    for here, there in itertools.pairwise(widths):
         layers += [nn.Linear(here, there), activation()]
     return nn.Sequential(*layers[:-1])
 
