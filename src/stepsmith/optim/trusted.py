@@ -125,7 +125,7 @@ def make(
     count = sum(len(part.grad_n) for part in parts)
     size = gain * math.sqrt(square / count) if count else 0.0
     factor = held.factor(
-        trust, size, gain * uphill, abs(gain * predicted) * lag, first=first and fresh
+        trust, size, gain * uphill, abs(gain * predicted), lag=lag, first=first and fresh
     )
     moving = {id(bucket): len(bucket.members) for bucket in buckets}
     for part in parts:

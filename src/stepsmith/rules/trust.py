@@ -17,7 +17,8 @@ holds a rule back by two things that every training tells anyway, gradients and 
 
 A rule is not at home where its first step exceeds these bounds, or where a matrix has a singular
 value above `edge` times that of random numbers, which training leaves behind. It then starts at
-`start` of its steps, keeps to `foreign_change`, and makes no step up its own gradient.
+`start` of its steps, keeps to `foreign_change`, and makes no step that does not go down its own
+gradient, by `downhill` at least: a step with g D > -`downhill` sum |g| |D|.
 
 On the networks that the bundled rules were meta-trained on none of this acts: `docs/6-transfer.md`.
 """
@@ -53,6 +54,7 @@ class Trust:
         undershot: mean r below which steps grow again, < 0.
         reject: r above which the last step is taken back.
         start: share of its steps that a rule begins with where it is not at home, in (0, 1].
+        downhill: least share of a step that goes down its own gradient, in [0, 1).
         grow, shrink: factors on the share, a step.
         decay: of the running mean of r, in [0, 1).
         edge: largest singular value of an untrained matrix, over that of random numbers.
@@ -71,6 +73,7 @@ class Trust:
     undershot: float = -0.25
     reject: float = 10.0
     start: float = 1 / 64
+    downhill: float = 0.15
     grow: float = 1.2
     shrink: float = 0.95
     decay: float = 0.8
@@ -153,7 +156,14 @@ class Held:
         return False
 
     def factor(
-        self, trust: Trust, size: float, uphill: float, predicted: float, *, first: bool
+        self,
+        trust: Trust,
+        size: float,
+        uphill: float,
+        predicted: float,
+        *,
+        lag: float = 1.0,
+        first: bool = False,
     ) -> float:
         """The factor on a step D, which is taken to be made.
 
@@ -161,17 +171,18 @@ class Held:
             trust: the bounds.
             size: the step's root mean square, parameter units.
             uphill: g D, loss units; above zero the step goes up its own gradient.
-            predicted: sum |g| |D|, loss units; larger where g is smaller than usual.
+            predicted: sum |g| |D|, loss units.
+            lag: by how much larger gradients are on average than g, at least 1.
             first: whether this is the optimizee's first step.
         """
-        factor = self._factor(trust, size, uphill, first=first)
-        self.size, self.predicted = factor * size, factor * predicted
-        return factor
-
-    def _factor(self, trust: Trust, size: float, uphill: float, *, first: bool) -> float:
         if first and size > self.limit:
             self._doubt(trust)
-        if self.foreign and uphill > 0:
+        factor = self._factor(trust, size, uphill > -trust.downhill * predicted)
+        self.size, self.predicted = factor * size, factor * predicted * lag
+        return factor
+
+    def _factor(self, trust: Trust, size: float, idle: bool) -> float:
+        if self.foreign and idle:
             self.share = max(trust.least, self.share * trust.shrink)
             return 0.0
         limit = self.careful if self.foreign else self.limit
@@ -222,7 +233,7 @@ def _limits(params: list[Tensor], trust: Trust) -> tuple[float, float, float]:
     ]
     if not reach:  # vectors alone: by how much they themselves change
         return far, (trust.foreign_change - 1) * whole, (trust.notable - 1) * whole
-    changes = (trust.change, trust.foreign_change, trust.notable)
+    changes = (trust.change, min(trust.change, trust.foreign_change), trust.notable)
     limit, careful, notable = (_within(reach, math.log(change), far) for change in changes)
     return limit, careful, notable
 

@@ -80,8 +80,8 @@ class Holds:
             if copy in back:
                 factors.append(0.0)
                 continue
-            predicted *= lags[copy]
-            factors.append(held.factor(self.trust, size, uphill, predicted, first=first))
+            told_one = (size, uphill, predicted)
+            factors.append(held.factor(self.trust, *told_one, lag=lags[copy], first=first))
         made_CP = delta_CP * delta_CP.new_tensor(factors)[:, None]
         for copy in back:
             assert self._last_CP is not None
