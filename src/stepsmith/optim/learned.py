@@ -274,7 +274,11 @@ class LearnedOptimizer(torch.optim.Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        self._sync_buckets()
+        try:
+            self._sync_buckets()
+        except BaseException:
+            self._forget()  # half of it may be done; `state` has everything
+            raise
         work: list[tuple[dict[str, Any], Bucket, list[Member], Tensor]] = []
         for group, buckets in zip(self.param_groups, self._buckets, strict=True):
             for bucket in buckets:
@@ -413,8 +417,9 @@ class LearnedOptimizer(torch.optim.Optimizer):
                 continue
             if misfit:
                 raise RuntimeError(
-                    f"LearnedOptimizer: optimizer.state of a parameter: {misfit}; put back what "
-                    "was there, or delete the entry to start the parameter afresh"
+                    f"LearnedOptimizer: a parameter has shape {tuple(param.shape)}, and its state "
+                    f"does not fit: {misfit}; put back what was there, or delete "
+                    "optimizer.state[parameter] to start it afresh"
                 )
             if param.numel():
                 key = (param.device, statistics_dtype(param.dtype))
