@@ -370,7 +370,7 @@ class LearnedOptimizer(torch.optim.Optimizer):
             for bucket in dropped:
                 bucket.release(members)
         # Numbers made in inference mode cannot be written to outside of it.
-        if any(value.is_inference() for value in self._measures.values()):
+        elif self._measures and self._measures["measured"].is_inference():
             self._measures = {}
 
     def _regroup(self, held: list[tuple[Tensor, ...]]) -> tuple[list[Bucket], set[int]]:
