@@ -301,6 +301,32 @@ def test_another_size_is_an_error_as_it_is_adamws(shape, fed):
     assert [float(optimizer.state[p]["step"]) for p in params] == [1, 3]
 
 
+def test_after_an_error_all_goes_on_as_if_there_had_been_none():
+    """Groups were changed in the same step in which a size was wrong."""
+    params, others = parameters((3,), (4,), (5,)), parameters((3,), (4,), (5,))
+    optimizer = LearnedOptimizer(params, "general-warmed")
+    other = LearnedOptimizer(others, "general-warmed")
+    run(optimizer, params, range(2))
+    run(other, others, range(2))
+    kept = params[1].data
+    for own, ps in ((optimizer, params), (other, others)):
+        own.param_groups[0]["params"] = ps[1:]
+        own.add_param_group({"params": ps[:1]})
+    params[1].data = torch.ones(9)
+    feed(params, 2)
+    for _ in range(2):
+        with pytest.raises(RuntimeError, match="has shape"):
+            optimizer.step()
+    params[1].data = kept
+    run(optimizer, params, range(3, 5))
+    run(other, others, range(3, 5))
+    assert all(torch.equal(a, b) for a, b in zip(params, others, strict=True))
+    for param, twin in zip(params, others, strict=True):
+        assert float(optimizer.state[param]["measured"]) == 4
+        for key, value in optimizer.state[param].items():
+            assert torch.equal(value, other.state[twin][key]), key
+
+
 def test_memory_is_not_written_out_of_bounds():
     """The process died: in a process of its own."""
     program = """
@@ -321,7 +347,10 @@ for size in (1000, 1000000):
     done = subprocess.run(
         [sys.executable, "-c", program], capture_output=True, text=True, check=True
     )
-    assert done.stdout.count("its state was made for (3,)") == 2
+    assert [line[:59] for line in done.stdout.splitlines()] == [
+        "LearnedOptimizer: a parameter has shape (1000,), its state ",
+        "LearnedOptimizer: a parameter has shape (1000000,), and its",
+    ]
 
 
 def test_a_parameter_without_a_gradient_may_have_any_size():

@@ -113,6 +113,7 @@ class Bucket:
             self.measures = {key: torch.stack([n[key] for n in numbers]) for key in self._fresh}
             for member in self.members:
                 self._expose(member)
+        self._numbers = (*self.per_tensor.values(), *self.measures.values())
         self.settle()
 
     def _fill(self, param: Tensor, span: slice, entry: dict[str, Any], total: int) -> State:
@@ -158,7 +159,7 @@ class Bucket:
 
     def _written(self) -> list[int]:
         """How often the numbers that are known here too have been written to."""
-        return [v._version for v in (*self.per_tensor.values(), *self.measures.values())]
+        return [value._version for value in self._numbers]
 
     def settle(self) -> None:
         """Note that all that was written so far is known here."""

@@ -295,7 +295,11 @@ class LearnedOptimizer(torch.optim.Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        self._sync_buckets()
+        try:
+            self._sync_buckets()
+        except BaseException:
+            self._forget()  # half of it may be done; `state` has everything
+            raise
         parts: list[Part] = []
         for group, buckets in zip(self.param_groups, self._buckets, strict=True):
             for bucket in buckets:
@@ -423,7 +427,7 @@ class LearnedOptimizer(torch.optim.Optimizer):
             for bucket in dropped:
                 bucket.release(members)
         # Numbers made in inference mode cannot be written to outside of it.
-        if any(value.is_inference() for value in self._measures.values()):
+        elif self._measures and self._measures["measured"].is_inference():
             self._measures = {}
 
     def _regroup(self, held: list[tuple[Tensor, ...]]) -> tuple[list[Bucket], set[int]]:
@@ -470,8 +474,9 @@ class LearnedOptimizer(torch.optim.Optimizer):
                 continue
             if misfit:
                 raise RuntimeError(
-                    f"LearnedOptimizer: optimizer.state of a parameter: {misfit}; put back what "
-                    "was there, or delete the entry to start the parameter afresh"
+                    f"LearnedOptimizer: a parameter has shape {tuple(param.shape)}, and its state "
+                    f"does not fit: {misfit}; put back what was there, or delete "
+                    "optimizer.state[parameter] to start it afresh"
                 )
             if param.numel():
                 key = (param.device, statistics_dtype(param.dtype))

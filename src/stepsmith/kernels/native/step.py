@@ -201,7 +201,11 @@ class NativeAdvance:
 
     def __init__(self, rule: LSTMRule, weights: Weights):
         self._set = rule.feature_set
-        self._keys, self._units = rule.carry_keys, rule.hidden
+        self._units = rule.hidden
+        # With their names in errors, made once: a step on a small tensor is short.
+        kept = zip(("first", "second"), features.statistics(self._set), strict=False)
+        self._kept = [(field, key, f"the state's {key!r}") for field, key in kept]
+        self._carried = [(key, f"carry {key!r}") for key in rule.carry_keys]
         self._record = np.zeros(1, RECORD)
         self._counter = np.zeros(1, np.int64)
         features.describe(self._record[0], self._set)
@@ -231,12 +235,12 @@ class NativeAdvance:
         record["counter"] = self._counter.ctypes.data
         record["grad"] = team.whole_address(grad_CN, "the gradient", shape)
         record["delta"] = delta_CN.data_ptr()
-        for name, key in zip(("first", "second"), features.statistics(self._set), strict=False):
-            record[name] = team.whole_address(state[key], f"the state's {key!r}", shape)
+        for field, key, what in self._kept:
+            record[field] = team.whole_address(state[key], what, shape)
         wide = (self._units, grad_CN.numel())
         places = []
-        for key in self._keys:
-            places += [team.address(carry[key], f"carry {key!r}", wide), carry[key].stride(0)]
+        for key, what in self._carried:
+            places += [team.address(carry[key], what, wide), carry[key].stride(0)]
         carries = np.array(places, np.int64)
         record["carries"] = carries.ctypes.data
         steps += 1
