@@ -173,6 +173,7 @@ class Transformer(nn.Module):
         self.head = nn.Linear(32, 30)
 
     def forward(self, tokens: Tensor) -> Tensor:
+        """(B, T) letters to (B, 30, T) scores."""
         x = self.embed(tokens) + self.place.weight[: tokens.shape[1]]
         mask = nn.Transformer.generate_square_subsequent_mask(tokens.shape[1])
         for block in self.blocks:
@@ -189,6 +190,7 @@ class Recurrent(nn.Module):
         self.head = nn.Linear(32, 30)
 
     def forward(self, tokens: Tensor) -> Tensor:
+        """(B, T) letters to (B, 30, T) scores."""
         return self.head(self.body(self.embed(tokens))[0]).transpose(1, 2)
 
 

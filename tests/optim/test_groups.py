@@ -246,7 +246,8 @@ def test_what_left_the_groups_is_not_trained_and_counts_for_nothing(how):
         optimizer.step()
         other.step()
     assert torch.equal(params[0], before)
-    assert torch.equal(params[1], others[1])
+    # Sums over one bucket and over two are rounded in other places.
+    torch.testing.assert_close(params[1], others[1])
     # Saved are those that are there.
     assert list(optimizer.state_dict()["state"]) == [0]
     # What is left of the other keeps no more than its own memory.

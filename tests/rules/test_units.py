@@ -177,7 +177,7 @@ def test_gradients_are_seen_alike_whoever_else_has_one():
 
 def test_what_is_measured_stays_where_a_captured_graph_reads_it():
     param = torch.nn.Parameter(torch.ones(3))
-    optimizer = LearnedOptimizer([param], relative_rule())
+    optimizer = LearnedOptimizer([param], relative_rule(), nonfinite="ignore")
 
     def places() -> dict[str, int]:
         param.grad = torch.ones(3)
@@ -209,3 +209,41 @@ def test_a_captured_step_goes_on_measuring():
             step()
         ended.append(param.detach().cpu())
     torch.testing.assert_close(*ended)
+
+
+@pytest.mark.parametrize("units", [RelativeUnits(), RelativeUnits(0.5, 0.1, 4)])
+def test_one_optimizee_is_measured_as_many_are(units):
+    state, one = units.init(1, dtype=torch.float64), {}
+    one = dict.fromkeys(state, 0.0)
+    norms_T = [1e4, 2.0, 2.0, 0.0, 3e3, 1e-9, 1e35, 1.0, 1.0, 7.0]
+    for norm, size in zip(norms_T, [3, 3, 5, 3, 3, 3, 3, 9, 3, 3], strict=True):
+        *many, state = units.measure(torch.tensor([norm], dtype=torch.float64), size, state, 2.0)
+        *few, one = units.measure_one(norm, size, one, 2.0)
+        for got, want in zip([*few, *one.values()], [*many, *state.values()], strict=True):
+            assert got == pytest.approx(float(want))
+
+
+def test_a_first_gradient_that_was_no_measure_is_forgotten():
+    """A batch of padding, or a loss of other units: one step is spoilt, not the training."""
+    units = RelativeUnits()
+    _, usual, _ = units.measure(torch.tensor([5.0]), 3, units.init(1))
+    for first in (5e-4, 5e4, 5e37):
+        _, _, state = units.measure(torch.tensor([first]), 3, units.init(1))
+        seen, gain, state = units.measure(torch.tensor([5.0]), 3, state)
+        torch.testing.assert_close(gain, usual)
+        torch.testing.assert_close(seen, torch.tensor([FIRST * 3 / 5.0]))
+
+
+def test_a_gradient_that_merely_grows_or_shrinks_leaves_the_first_as_it_is():
+    units = RelativeUnits()
+    for then in (5.0 * 200, 5.0 / 50):  # a plateau's end, a good first step
+        _, _, state = units.measure(torch.tensor([5.0]), 3, units.init(1))
+        _, _, state = units.measure(torch.tensor([then]), 3, state)
+        assert float(state["first_norm"]) == 5
+
+
+def test_one_gigantic_gradient_does_not_freeze_what_follows():
+    units, state = RelativeUnits(), RelativeUnits().init(1)
+    for norm in [1.0] * 30 + [1e38] + [1.0] * 100:
+        _, gain, state = units.measure(torch.tensor([norm]), 3, state)
+    assert float(gain) == pytest.approx(1, rel=0.05)

@@ -10,7 +10,7 @@ carried tensor.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from operator import is_
 from typing import Any
@@ -152,10 +152,15 @@ class Bucket:
         member.state.update(member.views)
         member.held = tuple(member.state.values())
 
-    def note(self, measures: State) -> None:
-        """Let every member's state say what the whole optimizee measures: (1,) tensors."""
+    def note(self, measures: Mapping[str, float | Tensor]) -> None:
+        """Let every member's state say what the whole optimizee measures: numbers, or (1,) tensors
+        where they are not to be waited for."""
         for key, value in self.measures.items():
-            value.copy_(measures[key].expand_as(value))
+            one = measures[key]
+            if isinstance(one, Tensor):
+                value.copy_(one.expand_as(value))
+            else:
+                value.fill_(one)
 
     def _written(self) -> list[int]:
         """How often the numbers that are known here too have been written to."""

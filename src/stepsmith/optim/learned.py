@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import hashlib
 import json
 import math
@@ -23,7 +24,7 @@ from stepsmith.optim.buckets import Bucket, require_gradient
 from stepsmith.optim.entries import EntryForm
 from stepsmith.optim.loading import keep_uncompiled, require_groups, within_hooks
 from stepsmith.optim.trusted import OPTIONS, Part, make, taken_back
-from stepsmith.rules.base import Rule, State, require_choice, statistics_dtype
+from stepsmith.rules.base import Rule, require_choice, statistics_dtype
 from stepsmith.rules.trust import Trust, usual_trust
 from stepsmith.rules.units import norms
 
@@ -125,7 +126,7 @@ class LearnedOptimizer(torch.optim.Optimizer):
         self._held: list[tuple[Tensor, ...]] = []  # each group's parameters
         self._buckets: list[list[Bucket]] = []
         self._waiting: list[list[Tensor]] = []  # parameters without a bucket
-        self._measures: State = {}
+        self._measures: dict[str, Any] = {}
 
     @cached_property
     def _form(self) -> EntryForm:
@@ -330,22 +331,22 @@ class LearnedOptimizer(torch.optim.Optimizer):
     def _advance(self, parts: list[Part], buckets: list[Bucket], clipped: float) -> None:
         """Make a step."""
         fresh = not any(part.run[0].steps for part in parts)
-        measured = self._measure([part.grad_n for part in parts], buckets, clipped)
+        measured = self._measure(parts, buckets, clipped)
         for part in parts:
             grad_n = part.grad_n
             if measured is not None:
-                grad_n = grad_n * measured[0].to(grad_n)
+                grad_n = _times(grad_n, measured[0])
             part.delta_n = part.bucket.step(part.run, self.trained.weights, self.backend, grad_n)
             self._check_horizon(part.run[0].steps)
         if self.trust is not None:
-            gain, lag = (1.0, 1.0) if measured is None else (float(measured[1]), measured[2])
+            _, gain, lag = measured or (1.0, 1.0, 1.0)
             make(self.trust, parts, self.param_groups, buckets, gain=gain, lag=lag, fresh=fresh)
             return
         for part in parts:
             assert part.delta_n is not None
             delta_n = part.delta_n * float(part.group["lr"])
             if measured is not None:
-                delta_n = delta_n * measured[1].to(delta_n)
+                delta_n = _times(delta_n, measured[1])
             part.decay()
             part.bucket.move(part.run, delta_n)
 
@@ -369,10 +370,11 @@ class LearnedOptimizer(torch.optim.Optimizer):
         return norm
 
     def _measure(
-        self, grads: list[Tensor], buckets: list[Bucket], clipped: float
-    ) -> tuple[Tensor, Tensor, float] | None:
-        """The units' factors on all gradients and all steps, (1,) each, and, where steps are
-        trusted, by how much larger gradients are on average; None without units."""
+        self, parts: list[Part], buckets: list[Bucket], clipped: float
+    ) -> tuple[Any, Any, float] | None:
+        """The units' factors on all gradients and all steps, and by how much larger gradients are
+        on average; None without units. Without trust nothing is waited for: (1,) tensors, and no
+        average."""
         units = self.trained.rule.units
         if units is None:
             return None
@@ -380,23 +382,29 @@ class LearnedOptimizer(torch.optim.Optimizer):
             # Parameters added later have measured nothing; the longest memory is the optimizee's.
             eldest = max(buckets, key=lambda bucket: float(bucket.measures["measured"].max()))
             place = int(eldest.measures["measured"].argmax())
-            self._measures = {
-                key: value[place, None].clone() for key, value in eldest.measures.items()
-            }
-        known = self._measures
-        parts = [norms(grad_n[None]).to(known["running_norm"]) for grad_n in grads]
-        norm = parts[0] if len(parts) == 1 else torch.stack(parts).sum(0)
-        size = sum(len(grad_n) for grad_n in grads)
-        seen, gain, new = units.measure(norm, size, known, clipped)
-        # In place: a captured CUDA graph reads them again.
-        for key, value in known.items():
-            value.copy_(new[key])
+            kept = {key: value[place, None].clone() for key, value in eldest.measures.items()}
+            self._measures = kept if self.trust is None else {k: float(v) for k, v in kept.items()}
+        known: dict[str, Any] = self._measures
+        size = sum(len(part.grad_n) for part in parts)
+        each = [norms(part.grad_n[None]) for part in parts]
+        if self.trust is None:
+            like = known["running_norm"]
+            norm = torch.stack([one.to(like) for one in each]).sum(0)
+            seen, gain, new = units.measure(norm, size, known, clipped)
+            # In place: a captured CUDA graph reads them again.
+            for key, value in known.items():
+                value.copy_(new[key])
+            lag = 1.0
+        else:
+            norm = sum(map(float, each))
+            seen, gain, new = units.measure_one(norm, size, known, clipped)
+            # As they are saved, so that a resumed run goes on with the same numbers.
+            single = all(bucket.dtype is torch.float32 for bucket in buckets)
+            known.update({k: _single(v) for k, v in new.items()} if single else new)
+            lag = units.lag(norm * clipped, known["running_norm"], known["measured"])
         for bucket in buckets:
             bucket.note(known)
-        if self.trust is None:
-            return seen, gain, 1.0
-        told = (norm * clipped, new["running_norm"], new["measured"])
-        return seen, gain, units.lag(*map(float, told))
+        return seen, gain, lag
 
     def _sync_buckets(self) -> None:
         """Make the buckets follow the groups and `state`, and take the gradients.
@@ -427,7 +435,7 @@ class LearnedOptimizer(torch.optim.Optimizer):
             for bucket in dropped:
                 bucket.release(members)
         # Numbers made in inference mode cannot be written to outside of it.
-        elif self._measures and self._measures["measured"].is_inference():
+        elif any(isinstance(v, Tensor) and v.is_inference() for v in self._measures.values()):
             self._measures = {}
 
     def _regroup(self, held: list[tuple[Tensor, ...]]) -> tuple[list[Bucket], set[int]]:
@@ -526,6 +534,15 @@ class LearnedOptimizer(torch.optim.Optimizer):
 
 def _same(one: tuple[Any, ...], two: tuple[Any, ...]) -> bool:
     return len(one) == len(two) and all(map(is_, one, two))
+
+
+def _times(value_n: Tensor, factor: float | Tensor) -> Tensor:
+    return value_n * (factor.to(value_n) if isinstance(factor, Tensor) else factor)
+
+
+def _single(value: float) -> float:
+    """The nearest number of float32."""
+    return ctypes.c_float(value).value
 
 
 def _own(value: Tensor) -> Tensor:

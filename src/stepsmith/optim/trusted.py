@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -16,10 +16,10 @@ from torch import Tensor
 from stepsmith.optim.buckets import Bucket, Member
 from stepsmith.rules.trust import Held, Trust
 
-OPTIONS = {f"trust_{name}": value for name, value in asdict(Held()).items()}
+OPTIONS = {f"trust_{name}": value for name, value in vars(Held()).items()}
 """`Held` as options of every parameter group, where it is saved and loaded with the rest."""
 
-SAMPLED = 2**16
+SAMPLED = 2**14
 """Coordinates of a run that slopes and sizes are told by, evenly apart."""
 
 
@@ -144,11 +144,11 @@ def make(
 
 
 def _held(groups: Sequence[dict[str, Any]]) -> Held:
-    return Held(**{field.name: groups[0][f"trust_{field.name}"] for field in fields(Held)})
+    return Held(*[groups[0][option] for option in OPTIONS])
 
 
 def _note(held: Held, groups: Sequence[dict[str, Any]]) -> None:
-    told = {f"trust_{field.name}": getattr(held, field.name) for field in fields(Held)}
+    told = dict(zip(OPTIONS, vars(held).values(), strict=True))
     for group in groups:
         group.update(told)
 

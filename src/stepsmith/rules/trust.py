@@ -186,7 +186,7 @@ class Held:
             self.share = max(trust.least, self.share * trust.shrink)
             return 0.0
         limit = self.careful if self.foreign else self.limit
-        return min(self.share, limit / size) if size > 0 else self.share
+        return self.share * min(1.0, limit / size) if size > 0 else self.share
 
     def _doubt(self, trust: Trust) -> None:
         self.foreign = 1.0

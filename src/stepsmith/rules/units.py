@@ -5,7 +5,9 @@ Shape letters: C = copies of an optimizee, P = coordinates of one.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -86,23 +88,19 @@ class RelativeUnits:
         Returns:
             (C,) factors on gradients, (C,) factors on steps, and the new state.
         """
-        # Held in the state's dtype; sums of finite gradients may be beyond it.
-        norm_C = (norm_C * clipped).clamp_max(_LARGEST).to(state["running_norm"])
+        # Sums of finite gradients may be beyond the dtype that they are held in.
+        norm_C = (norm_C if clipped == 1 else norm_C * clipped).clamp_max(_LARGEST)
         # In floats, as it is kept: where all coordinates have gradients f_t is n_1 to the last bit.
         size_C = torch.full_like(norm_C, size)
-        known_C = state["first_norm"] > 0
         before_C = state["first_norm"] * (size_C / state["first_size"].clamp_min(1))
-        for early, times in SHRUNK:
-            shrunk_C = (norm_C * times < before_C) & (norm_C > 0)
-            known_C = known_C & ~(shrunk_C & (state["measured"] < early))
-        early, times = GROWN
-        known_C = known_C & ~((norm_C > before_C * times) & (state["measured"] < early))
+        known_C = (before_C > 0) & ~displaces(norm_C, before_C, state["measured"])
         norm_1_C = torch.where(known_C, state["first_norm"], norm_C)
         size_1_C = torch.where(known_C, state["first_size"], size_C)
         first_C = norm_1_C * (size_C / size_1_C)
         measured_C = torch.where(known_C, state["measured"], 0) + 1
         running_C = torch.where(known_C, state["running_norm"], 0)
-        running_C = torch.lerp(torch.minimum(norm_C, first_C * times), running_C, self.beta)
+        counted_C = torch.minimum(norm_C, first_C * GROWN[1])
+        running_C = torch.lerp(counted_C, running_C, self.beta)
         mean_C = running_C / (1 - self.beta**measured_C)
         largest_C = torch.maximum(torch.maximum(mean_C, norm_C), self.floor * first_C)
         new = {
@@ -116,6 +114,28 @@ class RelativeUnits:
             new,
         )
 
+    def measure_one(
+        self, norm: float, size: int, state: Mapping[str, float], clipped: float = 1.0
+    ) -> tuple[float, float, dict[str, float]]:
+        """`measure` for one optimizee in Python's numbers, a tenth of the time; the same to
+        rounding."""
+        norm = min(norm * clipped, _LARGEST)
+        first, first_size = state["first_norm"], state["first_size"]
+        running, measured = state["running_norm"], state["measured"]
+        before = first * (size / max(first_size, 1))
+        if not before > 0 or displaces(norm, before, measured):
+            first, first_size, running, measured = norm, float(size), 0.0, 0.0
+        here = first * (size / first_size)
+        measured += 1
+        running += (1 - self.beta) * (min(norm, here * GROWN[1]) - running)
+        largest = max(running / (1 - self.beta**measured), norm, self.floor * here, _TINY)
+        new = {
+            "first_norm": first, "first_size": first_size, "running_norm": running,
+            "measured": measured,
+        }  # fmt: skip
+        risen = min(1.0, measured / self.warmup)
+        return FIRST * size / max(here, _TINY), risen / largest, new
+
     def lag(self, norm: float, running: float, measured: float) -> float:
         """n^ over n_t, at least 1: by how much larger gradients are on average than this one.
 
@@ -125,6 +145,24 @@ class RelativeUnits:
         """
         mean = running / (1 - self.beta**measured) if measured else 0.0
         return max(1.0, mean / norm) if norm > 0 else 1.0
+
+
+Numbers = TypeVar("Numbers", float, Tensor)
+
+
+def displaces(norm: Numbers, first: Numbers, measured: Numbers) -> Any:
+    """Whether a gradient takes the first one's place.
+
+    Args:
+        norm: n_t.
+        first: n_1, for as many coordinates.
+        measured: how many were measured before.
+    """
+    early, times = GROWN
+    found = (norm > first * times) & (measured < early)
+    for early, times in SHRUNK:
+        found = found | ((norm * times < first) & (norm > 0) & (measured < early))
+    return found
 
 
 def norms(grad_CP: Tensor) -> Tensor:
