@@ -16,7 +16,6 @@ import torch
 import typer
 from rich.console import Console
 from rich.logging import RichHandler
-from rich.table import Table
 
 from stepsmith import demo as demonstration
 from stepsmith import store, tables
@@ -29,7 +28,7 @@ from stepsmith.machine import require_device
 from stepsmith.meta.curriculum import train_curriculum
 from stepsmith.meta.episodes import joint_name
 from stepsmith.meta.trainer import meta_train
-from stepsmith.names import file_name
+from stepsmith.names import file_name, shown
 from stepsmith.optim import LearnedOptimizer
 from stepsmith.recipes import command as recipe_commands
 from stepsmith.report import new_run_folder, refuse_results, rerender, write_results
@@ -46,7 +45,7 @@ from stepsmith.tasks import (
     make_task,
 )
 from stepsmith.tasks.networks.mlp import ACTIVATIONS
-from stepsmith.terminal import INTERRUPTED, guarded, telling
+from stepsmith.terminal import INTERRUPTED, OneLine, Terminal, guarded, telling
 
 app = typer.Typer(
     help="Learned optimizers: meta-train an update rule, use it, measure it.",
@@ -54,7 +53,7 @@ app = typer.Typer(
     rich_markup_mode="rich",
 )  # fmt: skip
 app.add_typer(recipe_commands.app, name="recipe")
-console = Console(highlight=False)
+console = Terminal()
 
 TaskOption = Annotated[
     str, typer.Option("--task", "-t", help="Task by name (`stepsmith tasks`) or module:function.")
@@ -181,7 +180,7 @@ def train(
         label = title if len(made) > 1 else config["tasks"][0]
         folder = new_run_folder(out, f"train-{file_name(label)}")
         store.write_bytes(folder / "config.json", json.dumps(config, indent=2).encode())
-    console.print(f"Meta-training [bold]{config['rule']}[/] on [bold]{title}[/] in {folder}")
+    console.print(f"Meta-training {config['rule']} on {title} in {folder}", style="bold")
     console.print("Ctrl-C finishes the window and saves; --resume continues.", style="dim")
     learn = train_curriculum if "horizons" in config["meta_training"] else meta_train
     trained = learn(
@@ -341,14 +340,18 @@ def bench(
     count = sum(value.numel() for value in made.init(generator)[0].values())
     with console.status(f"timing {made.name}"):
         times = seconds_per_step(made, optimizers, rounds=rounds)
-    table = Table("optimizer", "backend", "step, ms", "ns a parameter", "share of training")
+    table = tables.table_of(
+        "optimizer", "backend", "step, ms", "ns a parameter", "share of training"
+    )
     for name, taken in times.items():
         step = statistics.median(one.whole - one.gradient for one in taken)
         share = statistics.median((one.whole - one.gradient) / one.whole for one in taken)
         used = ""
         if name in named:
             used = resolve(named[name].rule, backend, torch.float32, made.device)
-        table.add_row(name, used, f"{step * 1e3:.3g}", f"{step / count * 1e9:.3g}", f"{share:.0%}")
+        tables.add_row(
+            table, name, used, f"{step * 1e3:.3g}", f"{step / count * 1e9:.3g}", f"{share:.0%}"
+        )
     console.print(table)
     gradient = statistics.median(one.gradient for taken in times.values() for one in taken)
     console.print(
@@ -463,10 +466,9 @@ def _command() -> str:
 
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line; a user's mistake is one line and exit code 2, never a traceback."""
-    logging.basicConfig(
-        level=logging.WARNING, format="%(message)s",
-        handlers=[RichHandler(console=Console(stderr=True), show_time=False, show_path=False)],
-    )  # fmt: skip
+    handler = RichHandler(console=Console(stderr=True), show_time=False, show_path=False)
+    handler.setFormatter(OneLine("%(message)s"))
+    logging.basicConfig(level=logging.WARNING, handlers=[handler])
     # Being asked to stop is an interruption, however it is asked.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
@@ -478,5 +480,5 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def _fail(message: str) -> None:
-    print(f"stepsmith: {' '.join(message.split())}", file=sys.stderr)
+    print(f"stepsmith: {shown(' '.join(message.split()))}", file=sys.stderr)
     raise SystemExit(2)

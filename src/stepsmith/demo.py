@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.text import Text
 
 from stepsmith.evaluate import Records, evaluate
 from stepsmith.hub import TrainedRule
@@ -55,8 +56,9 @@ def demo(*, seconds: float, seed: int, out: Path, command: str, console: Console
     folder = new_run_folder(out, "demo")
     task = make_task("mlp-mnist", source="sample")
     console.print(
-        f"[bold]1. Meta-training[/] a small LSTM to train the MLP 784-20-10 on {task.data_name}, "
-        f"100 steps an episode, for {seconds:.0f} s."
+        Text("1. Meta-training", "bold"),
+        f"a small LSTM to train the MLP 784-20-10 on {task.data_name}, 100 steps an episode, for "
+        f"{seconds:.0f} s.",
     )
     trained = meta_train(
         task, "joined", out=folder, progress=True, name="demo", seconds=seconds,
@@ -66,8 +68,8 @@ def demo(*, seconds: float, seed: int, out: Path, command: str, console: Console
     with telling(console) as say:
         for number, stage in enumerate(STAGES, 2):
             console.print(
-                f"[bold]{number}. Training {stage.task}[/], {stage.role}: {stage.seeds} fresh "
-                f"starts; {', '.join(stage.baselines)} tuned."
+                Text(f"{number}. Training {stage.task}", "bold").append(",", "not bold"),
+                f"{stage.role}: {stage.seeds} fresh starts; {', '.join(stage.baselines)} tuned.",
             )
             records.extend(_compare(stage, trained, say))
         say("drawing the report")
@@ -86,8 +88,9 @@ def demo(*, seconds: float, seed: int, out: Path, command: str, console: Console
         console.print(sentence)
     for sentence in cost_sentences(break_even(summary["rows"], records)):
         console.print(sentence)
-    console.print(f"\nReport     [bold]{folder / 'report.html'}[/]")
-    console.print(f"Optimizer  [bold]{folder / 'rule.safetensors'}[/]")
+    console.print()
+    console.print(f"Report     {folder / 'report.html'}", style="bold")
+    console.print(f"Optimizer  {folder / 'rule.safetensors'}", style="bold")
     return folder
 
 

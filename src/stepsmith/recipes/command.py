@@ -7,16 +7,15 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
 from stepsmith.machine import require_device
 from stepsmith.recipes import RECIPES, SCALES, Study, recipe, run_recipe
 from stepsmith.recipes.paper_a.rules import RULES, learned
-from stepsmith.terminal import guarded, telling
+from stepsmith.terminal import Terminal, guarded, telling
 
 app = typer.Typer(help="Figures and tables of the papers as programs.", no_args_is_help=True)
-console = Console(highlight=False)
+console = Terminal()
 
 Quick = Annotated[bool, typer.Option("--quick", help="A small version, on the bundled sample.")]
 CacheDir = Annotated[
