@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 import re
 from collections.abc import Callable, Mapping
@@ -29,7 +28,7 @@ Check = Callable[[Any], str]
 """Says what is wrong with a value and where, such as `[2] should be a text, is 3`; empty where
 nothing is."""
 
-PARENTS = 32
+PARENTS = 256
 """Meta-trainings that a rule may have gone on from, one after another."""
 
 _LARGEST = 2**63 - 1
@@ -49,7 +48,7 @@ def _list(check: Check) -> Check:
     return checked
 
 
-def _record(needed: tuple[str, ...] = (), **fields: Check) -> Check:
+def _record(fields: Mapping[str, Check], needed: tuple[str, ...] = ()) -> Check:
     """Of a mapping with these fields, some of them needed; what it has besides is let be."""
 
     def checked(value: Any) -> str:
@@ -73,11 +72,12 @@ def _whole(least: int) -> Check:
 
 
 def _number(value: Any) -> bool:
-    return isinstance(value, Real) and not isinstance(value, bool) and abs(value) <= _LARGEST
+    is_one = isinstance(value, Real) and not isinstance(value, bool)
+    return is_one and -_LARGEST <= value <= _LARGEST  # pyright: ignore[reportOperatorIssue]
 
 
 def _score(value: Any) -> bool:
-    return _number(value) or (isinstance(value, float) and not math.isfinite(value))
+    return _number(value) or isinstance(value, float)  # a run that diverged has one too
 
 
 def _text(value: Any) -> bool:
@@ -109,7 +109,7 @@ def _each(check: Check) -> Check:
 
 
 def _settings(value: Any) -> str:
-    return _each(_SETTING)(value) or _record(validation_split=_TEXT)(value)
+    return _each(_SETTING)(value) or _record({"validation_split": _TEXT})(value)
 
 
 def _parameters(value: Any) -> str:
@@ -119,18 +119,24 @@ def _parameters(value: Any) -> str:
 _FIELDS: dict[str, Check] = {
     "name": _TEXT, "tasks": _list(_TEXT), "data": _TEXT, "horizon": _whole(1),
     "parameters": _parameters, "meta_training": _settings,
-    "validation": _record(loss=_TEXT, score=_SCORE),
+    "validation": _record({"loss": _TEXT, "score": _SCORE}),
     "validations": _list(
-        _record(("inner_steps", "score"), inner_steps=_whole(0), score=_SCORE,
-                scores=_list(_SCORE), seconds=_SPENT)
+        _record(
+            {"inner_steps": _whole(0), "score": _SCORE, "scores": _list(_SCORE),
+             "seconds": _SPENT},
+            ("inner_steps", "score"),
+        )
     ),
     "seconds": _SPENT, "core_seconds": _SPENT, "inner_steps": _whole(0), "updates": _whole(0),
     "skipped": _whole(0), "diverged": _whole(0), "machine": _each(_PLAIN),
     "curriculum": _list(
-        _record(("horizon", "inner_steps", "ended"), horizon=_whole(1), window=_whole(1),
-                validation_horizon=_whole(1), inner_steps=_whole(0), updates=_whole(0),
-                seconds=_SPENT, core_seconds=_SPENT, ended=_TEXT, scores=_list(_SCORE),
-                fingerprint=_TEXT)
+        _record(
+            {"horizon": _whole(1), "window": _whole(1), "validation_horizon": _whole(1),
+             "inner_steps": _whole(0), "updates": _whole(0), "seconds": _SPENT,
+             "core_seconds": _SPENT, "ended": _TEXT, "scores": _list(_SCORE),
+             "fingerprint": _TEXT},
+            ("horizon", "inner_steps", "ended"),
+        )
     ),
     "changed_afterwards": _each(_SETTING), "torch": _TEXT, "version": _TEXT, "licence": _TEXT,
     "fingerprint": _TEXT,
@@ -146,13 +152,13 @@ def _require_manifest(manifest: Any) -> None:
     """
     where = "manifest"
     for _ in range(PARENTS + 1):
-        wrong = _record(**_FIELDS)(manifest)
+        wrong = _record(_FIELDS)(manifest)
         if wrong:
             raise CheckpointError(f"the {where}{wrong}")
         if "parent" not in manifest:
             return
         manifest, where = manifest["parent"], f"{where}.parent"
-        wrong = _record(("fingerprint",))(manifest)
+        wrong = _record({}, ("fingerprint",))(manifest)
         if wrong:
             raise CheckpointError(f"the {where}{wrong}")
     raise CheckpointError(f"the manifest has more than {PARENTS} parents, one within another")

@@ -354,9 +354,23 @@ def _each_once(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
+def tensor_of(path: Path, file: Any, name: str) -> Tensor:
+    """A tensor of an open file.
+
+    Raises:
+        CheckpointError: of a shape that PyTorch cannot have: numbers beyond its own, of a dimension
+            beside one of zero.
+    """
+    try:
+        return file.get_tensor(name)
+    except (TypeError, ValueError, RuntimeError, OverflowError) as error:
+        raise _unreadable(path, error) from None
+
+
 def _unreadable(path: Path, error: Exception) -> CheckpointError:
+    reason = (str(error).splitlines() or [type(error).__name__])[0]
     return CheckpointError(
-        f"{path}: not a readable safetensors file (truncated or corrupted: {error}); "
+        f"{path}: not a readable safetensors file (truncated or corrupted: {reason}); "
         "copy it again or restore a backup"
     )
 
@@ -417,10 +431,10 @@ def read(
                 is_one = isinstance(manifest, dict)
                 found = manifest.get("kind") if is_one else type(manifest).__name__
                 raise CheckpointError(f"{path}: holds a {found!r}, not a {kind!r}")
-            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+            tensors = {key: tensor_of(path, file, key) for key in file.keys()}  # noqa: SIM118
     except CheckpointError:
         raise
-    except (ValueError, RuntimeError, OverflowError) as error:
+    except ValueError as error:
         raise _unreadable(path, error) from None
     if manifest.get("fingerprint") != fingerprint(tensors):
         raise CheckpointError(

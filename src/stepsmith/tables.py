@@ -14,7 +14,10 @@ from stepsmith.names import shown
 
 def table_of(*head: str, **options: Any) -> Table:
     """A table with these heads, whatever they say."""
-    return Table(*(Text(shown(text)) for text in head), **options)
+    table = Table(**options)
+    for text in head:
+        table.add_column(Text(shown(text)))
+    return table
 
 
 def add_row(table: Table, *cells: str | Text, style: str | None = None) -> None:
@@ -31,8 +34,9 @@ def losses(rows: list[dict[str, Any]]) -> Table:
         ratio = "" if row["ratio"] is None else f"{row['ratio']:.3f}"
         interval = f"{row['low']:.4g} to {row['high']:.4g}" if row["low"] is not None else ""
         metric = row["metric"].replace("_train_loss", " loss")
+        mean = "" if row["mean"] is None else f"{row['mean']:.4g}"
         add_row(
-            table, row["task"], row["optimizer"], metric, f"{row['mean']:.4g}", interval, ratio,
+            table, row["task"], row["optimizer"], metric, mean, interval, ratio,
             f"{row['diverged']}/{row['seeds']}",
             style="bold" if row["kind"] == "learned" else None,
         )  # fmt: skip

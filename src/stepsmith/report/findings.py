@@ -185,10 +185,6 @@ def _text(value: Any) -> str:
         return ", ".join(_text(part) for part in value)
     if isinstance(value, int):
         return f"{value:,}"
-    if isinstance(value, Mapping):
-        return (
-            ", ".join(f"{_words(str(key))}: {_text(part)}" for key, part in value.items()) or NONE
-        )
     if isinstance(value, float):
         return f"{value:,.0f}" if 1e3 <= abs(value) < 1e15 else f"{value:.4g}"
     return str(value)
