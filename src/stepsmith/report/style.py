@@ -46,12 +46,14 @@ STYLE: dict[Any, Any] = {
 def svg(figure: Figure) -> str:
     """The figure as an SVG element; the same records give the same text.
 
-    Letters are drawn by whoever shows it, so that our own fonts need not have them. Characters that
-    XML may not hold, or that cannot be seen, become escapes.
+    Letters are drawn by whoever shows it, so that our own fonts need not have them; a name that is
+    longer than the figure goes beyond its edge. Characters that XML may not hold, or that cannot be
+    seen, become escapes.
     """
     sink = io.StringIO()
     with mpl.rc_context(STYLE), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph .* missing from", UserWarning)
+        warnings.filterwarnings("ignore", "constrained_layout not applied", UserWarning)
         figure.savefig(sink, format="svg", metadata={"Date": None, "Creator": None})
     text = sink.getvalue()
     return shown(text[text.index("<svg") :], keep="\n")
