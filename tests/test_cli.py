@@ -12,9 +12,9 @@ import time
 import pytest
 import torch
 
-from stepsmith import cli, demo, store
+from stepsmith import cli, demo, make_rule, store
 from stepsmith.evaluate import records
-from stepsmith.hub import load
+from stepsmith.hub import TrainedRule, load, save
 from stepsmith.meta import meta_train
 from stepsmith.report import folder as results
 from stepsmith.tasks import Quadratic
@@ -617,3 +617,28 @@ def test_demo_end_to_end(tmp_path, capsys, monkeypatch):
     text = " ".join(out.split())
     assert "Final loss" in text
     assert "meta-training took" in text
+
+
+HOSTILE = "[red]x[/red]\x1b[2J\u202e\nb"
+SHOWN = r"[red]x[/red]\x1b[2J\u202e\nb"
+
+
+def test_a_files_own_words_are_shown_and_not_obeyed(tmp_path, capsys):
+    rule = make_rule("rnnprop")
+    fields = {"name": HOSTILE, "tasks": [HOSTILE], "data": HOSTILE}
+    path = save(TrainedRule(rule, rule.init(), fields), tmp_path / "rule")
+    code, out, _ = run(capsys, "info", str(path))
+    assert code == 0
+    assert out.replace("\n", "").replace(" ", "").count(SHOWN) == 3
+    assert not set("\x1b\u202e") & set(out)
+
+
+def test_a_files_own_words_in_an_error(tmp_path, capsys):
+    path = tmp_path / "rule.safetensors"
+    store.write(path, {}, {"kind": HOSTILE})
+    for told in (str(path), str(tmp_path / HOSTILE / "x.safetensors")):
+        code, _, err = run(capsys, "info", told)
+        assert code == 2
+        assert len(err.splitlines()) == 1
+        assert r"x[/red]\x1b[2J\u202e" in err
+        assert not set("\x1b\u202e") & set(err)

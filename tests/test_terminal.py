@@ -1,14 +1,17 @@
 """What commands tell: a changing line on a terminal, lines in a log."""
 
 import io
+import logging
 import os
 import re
 import sys
 
 import pytest
 from rich.console import Console
+from rich.table import Table
+from rich.text import Text
 
-from stepsmith.terminal import Interrupted, Lasting, guarded, lasting, talking, telling
+from stepsmith.terminal import Interrupted, Lasting, OneLine, Terminal, guarded, lasting, telling
 
 
 def test_a_log_gets_every_message_as_a_line_with_its_time():
@@ -88,7 +91,7 @@ def test_streams_that_there_are_not(monkeypatch, closed):
     before = sys.stdout, sys.stderr
     with lasting() as streams:
         assert len(streams) == 2 - len(closed)
-        talking().print("text")
+        Terminal().print("text")
         print("text", file=sys.stderr)
     assert (sys.stdout, sys.stderr) == before
 
@@ -97,7 +100,49 @@ def test_streams_that_there_are_not(monkeypatch, closed):
 def test_a_width_that_no_line_fits_in_is_not_believed(monkeypatch, columns):
     monkeypatch.setenv("COLUMNS", columns)
     file = io.StringIO()
-    talking(file=file).print("a line of text, and more of it")
+    Terminal(file=file).print("a line of text, and more of it")
     assert file.getvalue() == "a line of text, and more of it\n"
     monkeypatch.setenv("COLUMNS", "24")
-    assert talking(file=file).width == 24
+    assert Terminal(file=file).width == 24
+
+
+HOSTILE = "[red]x[/red] [/] :warning: \x1b[2J \u202e a\nb"
+SHOWN = r"[red]x[/red] [/] :warning: \x1b[2J \u202e a\nb"
+
+
+def test_a_terminals_texts_are_lines_that_say_what_they_say():
+    file = io.StringIO()
+    terminal = Terminal(file=file, width=200)
+    terminal.print(HOSTILE)
+    terminal.print("Training", HOSTILE, style="bold")
+    table = Table(HOSTILE)
+    table.add_row(HOSTILE)
+    terminal.print(table)
+    terminal.print(Text("ours", "bold"), HOSTILE)
+    assert file.getvalue().count(SHOWN) == 5
+    assert not set("\x1b\u202e") & set(file.getvalue())
+
+
+@pytest.mark.parametrize("made", [Terminal, Console])
+@pytest.mark.parametrize("shows", [True, False])
+def test_progress_says_what_it_says(made, shows):
+    file = io.StringIO()
+    with telling(made(file=file, force_terminal=shows, width=200)) as say:
+        say(HOSTILE)
+    told = file.getvalue()
+    assert SHOWN in told
+    assert "\x1b[2J" not in told
+    assert "\u202e" not in told
+
+
+def test_a_terminals_status_says_what_it_says():
+    file = io.StringIO()
+    with Terminal(file=file, force_terminal=True, width=200).status(HOSTILE):
+        pass
+    assert SHOWN in file.getvalue()
+    assert "\x1b[2J" not in file.getvalue()
+
+
+def test_messages_of_a_log_are_lines():
+    record = logging.LogRecord("a", logging.WARNING, "", 0, "%s: measuring again", (HOSTILE,), None)
+    assert OneLine("%(message)s").format(record) == f"{SHOWN}: measuring again"

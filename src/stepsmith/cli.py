@@ -17,8 +17,6 @@ from typing import Annotated, Any
 
 import torch
 import typer
-from rich.markup import escape
-from rich.table import Table
 
 from stepsmith import demo as demonstration
 from stepsmith import store, tables
@@ -35,7 +33,7 @@ from stepsmith.meta.curriculum import train_curriculum
 from stepsmith.meta.episodes import joint_name
 from stepsmith.meta.progress import require_tensorboard
 from stepsmith.meta.trainer import meta_train
-from stepsmith.names import file_name
+from stepsmith.names import file_name, shown
 from stepsmith.optim import LearnedOptimizer
 from stepsmith.recipes import command as recipe_commands
 from stepsmith.report import new_run_folder, refuse_results, rerender, write_results
@@ -57,11 +55,11 @@ from stepsmith.tasks.networks.mlp import ACTIVATIONS
 from stepsmith.terminal import (
     INTERRUPTED,
     STOPS,
+    Terminal,
     Warnings,
     guarded,
     hangs_on,
     lasting,
-    talking,
     telling,
 )
 
@@ -71,7 +69,7 @@ app = typer.Typer(
     rich_markup_mode="rich",
 )  # fmt: skip
 app.add_typer(recipe_commands.app, name="recipe")
-console = talking()
+console = Terminal()
 
 TaskOption = Annotated[
     str, typer.Option("--task", "-t", help="Task by name (`stepsmith tasks`) or module:function.")
@@ -222,10 +220,7 @@ def train(
         label = title if len(made) > 1 else config["tasks"][0]
         folder = new_run_folder(out, f"train-{file_name(label)}")
         store.write_bytes(folder / "config.json", json.dumps(config, indent=2).encode())
-    console.print(
-        f"Meta-training [bold]{config['rule']}[/] on [bold]{escape(title)}[/] in "
-        f"{escape(str(folder))}"
-    )
+    console.print(f"Meta-training {config['rule']} on {title} in {folder}", style="bold")
     console.print("Ctrl-C finishes the window and saves; --resume continues.", style="dim")
     learn = train_curriculum if "horizons" in config["meta_training"] else meta_train
     trained = learn(
@@ -239,7 +234,7 @@ def train(
     )
     if not (folder / RULE).exists():
         trained.save(folder / RULE)  # there may be room by now; where not, this says so
-    console.print(f"The optimizer: {folder / RULE}", markup=False)
+    console.print(f"The optimizer: {folder / RULE}")
     records = Records()
     key = Key(
         recipe="train", scale="full", task=title,
@@ -296,7 +291,7 @@ def evaluate_command(
     def show(rows: list[dict[str, Any]]) -> None:
         console.print(tables.losses(rows))
         for sentence in verdicts(rows):
-            console.print(sentence, markup=False)
+            console.print(sentence)
 
     _conclude(
         result.records, folder, out, f"evaluate-{file_name(task)}", show, recipe=recipe,
@@ -387,14 +382,18 @@ def bench(
     count = sum(value.numel() for value in made.init(generator)[0].values())
     with console.status(f"timing {made.name}"):
         times = seconds_per_step(made, optimizers, rounds=rounds)
-    table = Table("optimizer", "backend", "step, ms", "ns a parameter", "share of training")
+    table = tables.table_of(
+        "optimizer", "backend", "step, ms", "ns a parameter", "share of training"
+    )
     for name, taken in times.items():
         step = statistics.median(one.whole - one.gradient for one in taken)
         share = statistics.median((one.whole - one.gradient) / one.whole for one in taken)
         used = ""
         if name in named:
             used = resolve(named[name].rule, backend, torch.float32, made.device)
-        table.add_row(name, used, f"{step * 1e3:.3g}", f"{step / count * 1e9:.3g}", f"{share:.0%}")
+        tables.add_row(
+            table, name, used, f"{step * 1e3:.3g}", f"{step / count * 1e9:.3g}", f"{share:.0%}"
+        )
     console.print(table)
     gradient = statistics.median(one.gradient for taken in times.values() for one in taken)
     console.print(
@@ -415,7 +414,7 @@ def _any_rule(name: str) -> TrainedRule:
 @guarded
 def report(folder: Annotated[Path, typer.Argument(help="Folder of a run.")]) -> None:
     """Draw a run's figures and page again, from its records alone."""
-    console.print(f"Report: {rerender(folder)}", markup=False)
+    console.print(f"Report: {rerender(folder)}")
 
 
 @app.command()
@@ -435,7 +434,7 @@ def tasks() -> None:
         ("data sets", [*DATA_SETS, *KNOWN_TEXTS]),
         ("tasks", ["quadratic", "NETWORK-DATA", "module:function"]),
     ):
-        console.print(f"{label}: {', '.join(names)}", markup=False)
+        console.print(f"{label}: {', '.join(names)}")
     console.print(
         "Such as mlp-mnist, mlp32x32-tanh-fashion_mnist, cnn8x16-bn-mnist or bert-e2e; DATA may be "
         "any image set (for a BERT, any text set) by name, hub id or folder too, and variants of "
@@ -529,7 +528,7 @@ def _conclude(
     if failed is not None:
         raise failed
     done = where / PAGE
-    console.print(f"Report: {done}" if done.exists() else f"Results: {where}", markup=False)
+    console.print(f"Report: {done}" if done.exists() else f"Results: {where}")
 
 
 _CONFIG = {
@@ -542,11 +541,9 @@ _CONFIG = {
 def _read_config(folder: Path) -> dict[str, Any]:
     path = folder / "config.json"
     try:
-        config = json.loads(path.read_text())
-    except FileNotFoundError:
-        raise ValueError(f"{path}: no such file; --resume takes the folder of a run") from None
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{path}: not a readable configuration ({error})") from None
+        config = store.read_json(path)
+    except CheckpointError as error:
+        raise ValueError(f"{error}; --resume takes the folder of a run") from None
     if isinstance(config, dict):
         config.setdefault("device", "cpu")  # which the first versions did not write
     odd = [
@@ -641,7 +638,7 @@ def _command() -> str:
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line; a user's mistake is one line and exit code 2, never a traceback."""
     with lasting() as streams:
-        logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[Warnings()])
+        logging.basicConfig(level=logging.WARNING, handlers=[Warnings()])
         # Being asked to stop is an interruption, however it is asked.
         for number in STOPS:
             if number != signal.SIGINT and not hangs_on(number):
@@ -661,5 +658,5 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def _fail(message: str) -> None:
-    print(f"stepsmith: {' '.join(message.split())}", file=sys.stderr)
+    print(f"stepsmith: {shown(' '.join(message.split()))}", file=sys.stderr)
     raise SystemExit(2)

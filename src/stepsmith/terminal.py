@@ -16,7 +16,10 @@ from types import FrameType, TracebackType
 from typing import Any, TextIO, cast
 
 from rich.console import Console
-from rich.markup import escape
+from rich.status import Status
+from rich.text import Text
+
+from stepsmith.names import shown
 
 NARROW, USUAL = 20, 80
 """Columns: a terminal, or COLUMNS, that says fewer than the first is not believed."""
@@ -151,20 +154,43 @@ def guarded(command: Callable[..., None]) -> Callable[..., None]:
     return run
 
 
-def talking(**options: Any) -> Console:
-    """A console as all commands use it."""
-    console = Console(highlight=False, emoji=False, **options)
-    if console.width < NARROW:
-        console.width = USUAL
-    return console
+class Terminal(Console):
+    """A console on which a text is a line that says what the text says: no markup, no codes of
+    emoji, no control characters, whoever chose the names in it. Styles are given beside it, or by
+    `rich.text.Text`."""
+
+    def __init__(self, **options: Any):
+        super().__init__(highlight=False, markup=False, emoji=False, **options)
+        if self.width < NARROW:
+            self.width = USUAL
+
+    def render_str(self, text: str, **options: Any) -> Text:  # type: ignore[override]
+        """As rich's, of the text as it is shown."""
+        return super().render_str(shown(text), **options)
+
+    def status(self, status: Any, **options: Any) -> Status:
+        """As rich's, of the text as it is shown."""
+        return super().status(Text(shown(status)) if isinstance(status, str) else status, **options)
+
+
+class OneLine(logging.Formatter):
+    """Messages of a log, each on a line of its own and with nothing in it that a terminal obeys."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:
+        """As logging's, of the text as it is shown."""
+        return shown(super().formatMessage(record))
 
 
 class Warnings(logging.Handler):
     """Writes warnings to standard errors, whatever that is by then, each as a line."""
 
+    def __init__(self) -> None:
+        super().__init__()
+        self.setFormatter(OneLine("%(levelname)s: %(message)s"))
+
     def emit(self, record: logging.LogRecord) -> None:
         """Write one."""
-        print(f"{record.levelname}: {self.format(record)}", file=sys.stderr)
+        print(self.format(record), file=sys.stderr)
 
 
 @contextmanager
@@ -173,8 +199,8 @@ def telling(console: Console) -> Iterator[Callable[[str], None]]:
     a line for each message, with the time of day."""
     if console.is_terminal:
         with console.status("...") as status:
-            yield lambda message: status.update(escape(message))
+            yield lambda message: status.update(Text(shown(message)))
     else:
         yield lambda message: console.print(
-            time.strftime("%H:%M:%S"), message, markup=False, emoji=False, soft_wrap=True
+            time.strftime("%H:%M:%S"), shown(message), markup=False, emoji=False, soft_wrap=True
         )

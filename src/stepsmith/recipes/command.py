@@ -13,10 +13,10 @@ from stepsmith.machine import require_device
 from stepsmith.recipes import RECIPES, SCALES, Study, recipe, run_recipe
 from stepsmith.recipes.paper_a.rules import RULES, learned
 from stepsmith.report.folder import PAGE
-from stepsmith.terminal import guarded, talking, telling
+from stepsmith.terminal import Terminal, guarded, telling
 
 app = typer.Typer(help="Figures and tables of the papers as programs.", no_args_is_help=True)
-console = talking()
+console = Terminal()
 
 Quick = Annotated[bool, typer.Option("--quick", help="A small version, on the bundled sample.")]
 CacheDir = Annotated[
@@ -83,9 +83,9 @@ def run_command(
             data_dir=data_dir, device=device, say=say,
         )  # fmt: skip
     for sentence in summary["verdicts"]:
-        console.print(sentence, markup=False)
+        console.print(sentence)
     done = folder / PAGE
-    console.print(f"Report: {done}" if done.exists() else f"Results: {folder}", markup=False)
+    console.print(f"Report: {done}" if done.exists() else f"Results: {folder}")
 
 
 @app.command("rule")

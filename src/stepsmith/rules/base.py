@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import dataclasses
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -74,6 +74,21 @@ class Rule(ABC):
     @abstractmethod
     def init(self, generator: torch.Generator | None = None) -> dict[str, Tensor]:
         """Draw fresh weights (float32, CPU)."""
+
+    def shapes(self) -> Iterator[tuple[str, tuple[int, ...]]]:
+        """Names and shapes of the weights, of which a file's are held against the first before the
+        next is asked for, and before anything of such a size is made.
+
+        From `init` on PyTorch's meta device, which makes nothing. A rule whose `init` cannot run
+        there makes its weights for it, and should say their shapes itself where they may be large.
+        """
+        try:
+            with torch.device("meta"):
+                made = self.init()
+        except Exception:  # whatever a user's own code says there, it says again here
+            made = self.init(torch.Generator().manual_seed(0))
+        for name, value in made.items():
+            yield name, tuple(value.shape)
 
     @abstractmethod
     def init_state(self, param_N: Tensor) -> State:

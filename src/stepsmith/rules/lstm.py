@@ -8,6 +8,7 @@ forget, output, candidate; `lstm{l}.bias` (4H,); `head.weight` (1, H); `head.bia
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from typing import ClassVar
@@ -88,19 +89,24 @@ class LSTMRule(Rule):
     def init(self, generator: torch.Generator | None = None) -> dict[str, Tensor]:
         """Uniform in +-1/sqrt(H), as `torch.nn.LSTM`; the head's bias is `start`."""
         bound = self.hidden**-0.5
-
-        def draw(*shape: int) -> Tensor:
-            return (torch.rand(shape, generator=generator) * 2 - 1) * bound
-
         weights = {}
-        for layer in range(self.layers):
-            inputs = self.feature_set.count if layer == 0 else self.hidden
-            weights[f"lstm{layer}.weight"] = draw(4 * self.hidden, inputs + self.hidden)
-            weights[f"lstm{layer}.bias"] = draw(4 * self.hidden)
-        weights["head.weight"] = draw(1, self.hidden)
-        if self.bias:
-            weights["head.bias"] = torch.full((1,), self.start)
+        for name, shape in self.shapes():
+            if name == "head.bias":
+                weights[name] = torch.full(shape, self.start)
+            else:
+                weights[name] = (torch.rand(shape, generator=generator) * 2 - 1) * bound
         return weights
+
+    def shapes(self) -> Iterator[tuple[str, tuple[int, ...]]]:
+        """Layer by layer, then the head."""
+        inputs = self.feature_set.count
+        for layer in range(self.layers):
+            yield f"lstm{layer}.weight", (4 * self.hidden, inputs + self.hidden)
+            yield f"lstm{layer}.bias", (4 * self.hidden,)
+            inputs = self.hidden
+        yield "head.weight", (1, self.hidden)
+        if self.bias:
+            yield "head.bias", (1,)
 
     def init_state(self, param_N: Tensor) -> State:
         """Moments where the feature set has them, and the step count."""

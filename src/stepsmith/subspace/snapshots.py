@@ -48,7 +48,7 @@ class Snapshots:
         require_counts("Snapshots", every=every)
         if done is not None and done < 0:
             raise ValueError(f"Snapshots: done must be at least 0, got {done!r}")
-        self.folder = Path(folder)
+        self.folder = store.place("Snapshots", folder)
         self.every = every
         self._model = unwrapped(model)
         self._names = TypedLayout.of(trainable(model)).names
@@ -84,7 +84,7 @@ class Snapshots:
         that records by hand has no rhythm to go on in: give it a new folder, not `done`.
 
         Raises:
-            CheckpointError: the disk refuses.
+            CheckpointError: the disk refuses, or another run records into the folder.
             ValueError: a parameter has been frozen or unfrozen since the recorder was made.
         """
         params = trainable(self._model)
@@ -93,6 +93,11 @@ class Snapshots:
             raise ValueError(
                 f"Snapshots: parameter {changed[0]!r} was frozen or unfrozen along the run, and a "
                 "trajectory is of the same parameters throughout; begin another recorder there"
+            )
+        if snapshot_path(self.folder, self._number).exists():
+            raise store.CheckpointError(
+                f"{self.folder}: snapshot {self._number} is there already: another run records "
+                "into the folder; choose another folder"
             )
         path = write_snapshot(self.folder, self._number, params, buffers_of(self._model))
         self._number += 1
@@ -112,11 +117,16 @@ class Snapshots:
         Raises:
             ValueError: it is a file.
         """
-        folder = Path(folder)
+        folder = store.place("Snapshots", folder)
         if folder.exists() and not folder.is_dir():
             raise ValueError(f"Snapshots: {folder} is a file; pass the folder of the snapshots")
         found = (path for path in folder.glob("snapshot-*") if _NAME.fullmatch(path.name))
         return sorted(found, key=_number)
+
+
+def snapshot_path(folder: Path, number: int) -> Path:
+    """The file of a snapshot."""
+    return folder / f"snapshot-{number:06d}.safetensors"
 
 
 def write_snapshot(
@@ -128,7 +138,7 @@ def write_snapshot(
     Raises:
         CheckpointError: the disk refuses.
     """
-    path = folder / f"snapshot-{number:06d}.safetensors"
+    path = snapshot_path(folder, number)
     manifest = {
         "kind": "snapshot", "version": __version__, "number": number,
         "parameters": list(params), "buffers": list(buffers),
