@@ -23,7 +23,7 @@ import numpy as np
 from stepsmith.evaluate import cost
 from stepsmith.evaluate.cache import Cache, decides_baseline, decides_rule
 from stepsmith.evaluate.halving import RUNGS, Halved, Rung, halve
-from stepsmith.evaluate.records import Key, Records
+from stepsmith.evaluate.records import Key, Records, contiguous
 from stepsmith.evaluate.run import (
     TUNING_SEED,
     MakeStepper,
@@ -395,4 +395,4 @@ def train_epochs(
         if test and task.has_test:
             tests.append({k: v.double().cpu().numpy() for k, v in group.test().items()})
     metrics = {name: np.stack([t[name] for t in tests], 1) for name in tests[0]} if tests else {}
-    return np.concatenate(losses, 1), metrics
+    return contiguous(np.concatenate(losses, 1)), metrics

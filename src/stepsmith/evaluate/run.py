@@ -27,7 +27,7 @@ from stepsmith.evaluate.cache import (
     decides_rule,
     together,
 )
-from stepsmith.evaluate.records import Key, Records
+from stepsmith.evaluate.records import Key, Records, contiguous
 from stepsmith.evaluate.schedules import Scheduled
 from stepsmith.evaluate.statistics import require_positive, summarise
 from stepsmith.evaluate.tuning import (
@@ -237,7 +237,7 @@ def train(
         if test:
             tests.append({k: v.double().cpu().numpy() for k, v in group.test().items()})
     metrics = {name: np.concatenate([t[name] for t in tests]) for name in tests[0]} if tests else {}
-    return np.concatenate(losses), metrics
+    return contiguous(np.concatenate(losses)), metrics
 
 
 def cost_key(key: Key) -> Key:
