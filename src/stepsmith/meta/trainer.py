@@ -252,8 +252,9 @@ def meta_train(
         The rule with the weights that validated best.
 
     Raises:
-        ValueError: a bad configuration, a rule without weights, a checkpoint of another one, a
-            folder that holds a meta-training and is not to be resumed.
+        ValueError: a bad configuration, a budget smaller than one window, a rule without weights, a
+            checkpoint of another one, a folder that holds a meta-training and is not to be resumed.
+        TypeError: an argument of another type.
         RuntimeError: no validation ever had a finite score.
         KeyboardInterrupt: interrupted; the window was finished and a checkpoint written first.
 
@@ -268,6 +269,14 @@ def meta_train(
     folder = None if out is None else Path(out)
     if folder is None and (resume or tensorboard):
         raise ValueError("meta_train: resume and tensorboard need out=FOLDER")
+    settings.require_a_window("meta_train")
+    update = settings.unroll * settings.copies * settings.accumulate
+    if settings.steps is not None and settings.steps < update:
+        _log.warning(
+            "meta_train: one update takes %s steps (%s a window, %s copies, %s windows an update), "
+            "more than the budget of %s; it is made all the same",
+            update, settings.unroll, settings.copies, settings.accumulate, settings.steps,
+        )  # fmt: skip
     checkpoint = None if folder is None else folder / "run.safetensors"
     if resume:
         assert checkpoint is not None
