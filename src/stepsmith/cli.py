@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import json
 import logging
 import shlex
 import signal
 import statistics
 import sys
+import traceback
+import unicodedata
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -16,6 +19,7 @@ import torch
 import typer
 from rich.console import Console
 from rich.logging import RichHandler
+from rich.markup import escape
 from rich.table import Table
 
 from stepsmith import demo as demonstration
@@ -46,7 +50,7 @@ from stepsmith.tasks import (
     make_task,
 )
 from stepsmith.tasks.networks.mlp import ACTIVATIONS
-from stepsmith.terminal import INTERRUPTED, guarded, telling
+from stepsmith.terminal import FAULT, INTERRUPTED, guarded, mistake, telling, users_code
 
 app = typer.Typer(
     help="Learned optimizers: meta-train an update rule, use it, measure it.",
@@ -54,7 +58,10 @@ app = typer.Typer(
     rich_markup_mode="rich",
 )  # fmt: skip
 app.add_typer(recipe_commands.app, name="recipe")
-console = Console(highlight=False)
+console = Console(highlight=False, emoji=False)
+
+# Of click's, or of the copy that comes with typer.
+_UsageError: Any = typer.BadParameter.__base__
 
 TaskOption = Annotated[
     str, typer.Option("--task", "-t", help="Task by name (`stepsmith tasks`) or module:function.")
@@ -181,7 +188,8 @@ def train(
         label = title if len(made) > 1 else config["tasks"][0]
         folder = new_run_folder(out, f"train-{file_name(label)}")
         store.write_bytes(folder / "config.json", json.dumps(config, indent=2).encode())
-    console.print(f"Meta-training [bold]{config['rule']}[/] on [bold]{title}[/] in {folder}")
+    named = (escape(str(told)) for told in (config["rule"], title, folder))
+    console.print("Meta-training [bold]{}[/] on [bold]{}[/] in {}".format(*named))
     console.print("Ctrl-C finishes the window and saves; --resume continues.", style="dim")
     learn = train_curriculum if "horizons" in config["meta_training"] else meta_train
     trained = learn(
@@ -202,7 +210,8 @@ def train(
     manifest = trained.manifest
     console.print(
         f"Best validation {manifest['validation']['score']:.4g} after {manifest['inner_steps']:,} "
-        f"inner steps in {manifest['seconds']:.0f} s. The optimizer: {folder / 'rule.safetensors'}"
+        f"inner steps in {manifest['seconds']:.0f} s. The optimizer: {folder / 'rule.safetensors'}",
+        markup=False,
     )
 
 
@@ -253,8 +262,8 @@ def evaluate_command(
         )
     console.print(tables.losses(summary["rows"]))
     for sentence in verdicts(summary["rows"]):
-        console.print(sentence)
-    console.print(f"Report: {where / 'report.html'}")
+        console.print(sentence, markup=False)
+    console.print(f"Report: {where / 'report.html'}", markup=False)
 
 
 @app.command("transfer")
@@ -310,7 +319,7 @@ def transfer_command(
         )
     for metric, label in (("mean_train_loss", "mean loss"), ("final_train_loss", "final loss")):
         console.print(tables.matrix(transfer_matrix(summary["rows"], metric), label))
-    console.print(f"Report: {where / 'report.html'}")
+    console.print(f"Report: {where / 'report.html'}", markup=False)
 
 
 @app.command()
@@ -339,7 +348,7 @@ def bench(
     optimizers["adamw, fused"] = functools.partial(torch.optim.AdamW, fused=True)
     generator = torch.Generator().manual_seed(0)
     count = sum(value.numel() for value in made.init(generator)[0].values())
-    with console.status(f"timing {made.name}"):
+    with console.status(f"timing {escape(made.name)}"):
         times = seconds_per_step(made, optimizers, rounds=rounds)
     table = Table("optimizer", "backend", "step, ms", "ns a parameter", "share of training")
     for name, taken in times.items():
@@ -348,12 +357,15 @@ def bench(
         used = ""
         if name in named:
             used = resolve(named[name].rule, backend, torch.float32, made.device)
-        table.add_row(name, used, f"{step * 1e3:.3g}", f"{step / count * 1e9:.3g}", f"{share:.0%}")
+        table.add_row(
+            escape(name), used, f"{step * 1e3:.3g}", f"{step / count * 1e9:.3g}", f"{share:.0%}"
+        )
     console.print(table)
     gradient = statistics.median(one.gradient for taken in times.values() for one in taken)
     console.print(
         f"{made.name}: {count:,} parameters; its gradient takes {gradient * 1e3:.3g} ms. Medians "
-        f"of {rounds} rounds, {torch.get_num_threads()} threads."
+        f"of {rounds} rounds, {torch.get_num_threads()} threads.",
+        markup=False,
     )
 
 
@@ -366,12 +378,14 @@ def _any_rule(name: str) -> TrainedRule:
 
 
 @app.command()
+@guarded
 def report(folder: Annotated[Path, typer.Argument(help="Folder of a run.")]) -> None:
     """Draw a run's figures and page again, from its records alone."""
-    console.print(f"Report: {rerender(folder)}")
+    console.print(f"Report: {rerender(folder)}", markup=False)
 
 
 @app.command()
+@guarded
 def info(checkpoint: Annotated[str, typer.Argument(help="Bundled name or file.")]) -> None:
     """Say what a trained rule is and how it came to be."""
     console.print(tables.described(load(checkpoint)))
@@ -408,6 +422,7 @@ def _made(config: dict[str, Any], name: str) -> Task:
     """A task by name, where a configuration says that data come from and tasks run."""
     device = config.get("device", "cpu")
     require_device(device)
+    recipe_commands.require_data(config["source"], config["data_dir"])
     if ":" not in name:
         where = {key: config[key] for key in ("source", "data_dir")}
         return make_task(name, **where, device=device)
@@ -416,7 +431,8 @@ def _made(config: dict[str, Any], name: str) -> Task:
             f"task {name!r}: --device is for tasks made by name; make your own there, such as by "
             f"Task.from_module(..., device={device!r})"
         )
-    return make_task(name)  # a user's own function gets no options of ours
+    with users_code(name):
+        return make_task(name)  # a user's own function gets no options of ours
 
 
 def _numbers(text: str | None) -> list[float] | None:
@@ -462,7 +478,8 @@ def _command() -> str:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Run the command line; a user's mistake is one line and exit code 2, never a traceback."""
+    """Run the command line; a user's mistake is one line and exit code 2, never a traceback. A
+    fault of this library is a traceback and exit code 1."""
     logging.basicConfig(
         level=logging.WARNING, format="%(message)s",
         handlers=[RichHandler(console=Console(stderr=True), show_time=False, show_path=False)],
@@ -470,11 +487,49 @@ def main(arguments: list[str] | None = None) -> None:
     # Being asked to stop is an interruption, however it is asked.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        app(arguments, standalone_mode=True)
+        _require_values(sys.argv[1:] if arguments is None else arguments)
+        code = app(arguments, standalone_mode=False)
+        sys.stdout.flush()
     except KeyboardInterrupt:
         _fail(INTERRUPTED)
-    except (ValueError, TypeError, OSError, RuntimeError, ArithmeticError) as error:
-        _fail(f"{error}" if str(error) else type(error).__name__)
+    except _UsageError as error:
+        if type(error).__name__ == "NoArgsIsHelpError":
+            error.show()
+            raise SystemExit(2) from None
+        asked = error.ctx.command_path if error.ctx is not None else "stepsmith"
+        said = error.format_message().rstrip(".") + _given(error, arguments or sys.argv[1:])
+        _fail(f"{said}; see `{asked} --help`")
+    except Exception as error:
+        said = mistake(error)
+        if said is None:
+            traceback.print_exception(error)
+            print(FAULT, file=sys.stderr)
+            raise SystemExit(1) from None
+        _fail(said)
+    raise SystemExit(code if isinstance(code, int) else 0)
+
+
+def _given(error: Any, arguments: list[str]) -> str:
+    """What was given for the option that a usage error is about, which it does not say."""
+    names = getattr(getattr(error, "param", None), "opts", ())
+    for argument, following in itertools.pairwise([*arguments, ""]):
+        option, equals, value = argument.partition("=")
+        if option in names:
+            return f", got {value if equals else following!r}"
+    return ""
+
+
+def _require_values(arguments: list[str]) -> None:
+    """No option or argument of ours may be empty, as a shell's variable that is not set is, or hold
+    what cannot be printed."""
+    for place, argument in enumerate(arguments):
+        if any(unicodedata.category(letter) == "Cc" for letter in argument):
+            raise ValueError(f"{argument!r}: holds a control character; leave it out")
+        option, equals, value = argument.partition("=")
+        if not argument.strip() or (argument.startswith("--") and equals and not value.strip()):
+            before = [part for part in arguments[:place] if part.startswith("-")]
+            whose = option if equals else before[-1] if before else "an argument"
+            raise ValueError(f"{whose}: is empty; give a value, or leave it out")
 
 
 def _fail(message: str) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 
 from stepsmith.evaluate import Records, evaluate
 from stepsmith.hub import TrainedRule
@@ -55,7 +56,7 @@ def demo(*, seconds: float, seed: int, out: Path, command: str, console: Console
     folder = new_run_folder(out, "demo")
     task = make_task("mlp-mnist", source="sample")
     console.print(
-        f"[bold]1. Meta-training[/] a small LSTM to train the MLP 784-20-10 on {task.data_name}, "
+        f"[bold]1. Meta-training[/] a small LSTM to train the MLP 784-20-10 on {escape(task.data_name)}, "
         f"100 steps an episode, for {seconds:.0f} s."
     )
     trained = meta_train(
@@ -83,11 +84,11 @@ def demo(*, seconds: float, seed: int, out: Path, command: str, console: Console
         )  # fmt: skip
     console.print()
     for sentence in verdicts(summary["rows"]):
-        console.print(sentence)
+        console.print(sentence, markup=False)
     for sentence in cost_sentences(break_even(summary["rows"], records)):
-        console.print(sentence)
-    console.print(f"\nReport     [bold]{folder / 'report.html'}[/]")
-    console.print(f"Optimizer  [bold]{folder / 'rule.safetensors'}[/]")
+        console.print(sentence, markup=False)
+    console.print(f"\nReport     [bold]{escape(str(folder / 'report.html'))}[/]")
+    console.print(f"Optimizer  [bold]{escape(str(folder / 'rule.safetensors'))}[/]")
     return folder
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from stepsmith.hub import TrainedRule
 
@@ -79,7 +80,7 @@ def described(trained: TrainedRule) -> Table:
     ]
     table = Table(show_header=False, box=None, pad_edge=False)
     for label, value in lines:
-        table.add_row(f"[bold]{label}", value)
+        table.add_row(f"[bold]{label}", Text(value))
     return table
 
 

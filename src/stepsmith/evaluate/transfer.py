@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -56,7 +57,9 @@ def transfer(
     for task in tasks:
         require_kind("transfer", "each of tasks", task, Task)
     baselines = chosen_baselines("transfer", baselines)
-    Settings(**settings)  # before the first task is looked at
+    own = {field.name for field in dataclasses.fields(Settings)}
+    # Before the first task is looked at.
+    Settings(**{name: value for name, value in settings.items() if name in own})
     names = [task.name for task in tasks]
     if not rules or not tasks:
         raise ValueError(

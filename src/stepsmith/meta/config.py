@@ -23,6 +23,8 @@ BALANCES = ("gradient", "loss", "none")
 running geometric mean of their norms, so that all pull alike. `loss`: its meta-loss is divided by
 its loss before the first step (unneeded for the log loss). `none`: as they are."""
 
+MOST_AT_ONCE = 1_000_000
+"""Copies, windows or validations: far more than any machine holds or has time for."""
 
 VALIDATION_SPLITS = ("meta_valid", "meta_train")
 """Examples held out, or those of meta-training with starts and batches held out: where a validation
@@ -110,10 +112,10 @@ class MetaTrainConfig:
             raise ValueError(f"{owner}: give a budget, either seconds=... or steps=...")
         for name in ("seconds", "lr", "clip", "checkpoint_seconds", "teacher_lr"):
             self._set(name, require_number, above=0)
-        whole = ("steps", "horizon", "copies", "accumulate", "validations", "validation_copies",
-                 "samples", "validation_horizon", "patience")  # fmt: skip
-        for name in whole:
+        for name in ("steps", "horizon", "samples", "validation_horizon", "patience"):
             self._set(name, require_count)
+        for name in ("copies", "accumulate", "validations", "validation_copies"):
+            self._set(name, require_count, most=MOST_AT_ONCE)
         self._set("window", require_count, least=0)
         # Those of its copies and stages follow upon it.
         self._set("seed", require_count, least=0, most=2**62)

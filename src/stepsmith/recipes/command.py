@@ -13,10 +13,11 @@ from rich.table import Table
 from stepsmith.machine import require_device
 from stepsmith.recipes import RECIPES, SCALES, Study, recipe, run_recipe
 from stepsmith.recipes.paper_a.rules import RULES, learned
+from stepsmith.tasks.sources import data_root
 from stepsmith.terminal import guarded, telling
 
 app = typer.Typer(help="Figures and tables of the papers as programs.", no_args_is_help=True)
-console = Console(highlight=False)
+console = Console(highlight=False, emoji=False)
 
 Quick = Annotated[bool, typer.Option("--quick", help="A small version, on the bundled sample.")]
 CacheDir = Annotated[
@@ -31,7 +32,19 @@ DataDir = Annotated[
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace results that are there.")]
 
 
+def require_data(source: str, data_dir: str | Path | None) -> None:
+    """Check where data are to come from, whether a task reads any or not.
+
+    Raises:
+        ValueError: an unknown source, or a folder that is not there.
+    """
+    data_root("data", source, data_dir)
+    if data_dir is not None and not Path(data_dir).expanduser().is_dir():
+        raise ValueError(f"data: {data_dir} is no folder; give one that is there, or leave it out")
+
+
 @app.command("list")
+@guarded
 def list_command() -> None:
     """List the recipes and the rules they meta-train."""
     table = Table("recipe", "what")
@@ -69,6 +82,7 @@ def run_command(
         raise ValueError("recipe run: give one of --quick, --hundred and --small")
     chosen = recipe(name)
     require_device(device)
+    require_data(source or "auto", data_dir)
     scale = SCALES[asked[0] if asked else "full"]
     # What decides the results, whatever folders this machine has.
     flags = [f"--{key}" for key in asked]
@@ -82,8 +96,8 @@ def run_command(
             data_dir=data_dir, device=device, say=say,
         )  # fmt: skip
     for sentence in summary["verdicts"]:
-        console.print(sentence)
-    console.print(f"Report: {folder / 'report.html'}")
+        console.print(sentence, markup=False)
+    console.print(f"Report: {folder / 'report.html'}", markup=False)
 
 
 @app.command("rule")
@@ -96,6 +110,7 @@ def rule_command(
     data_dir: DataDir = None,
 ) -> None:
     """Meta-train one of the recipes' rules, or find it in the cache."""
+    require_data(source or "auto", data_dir)
     scale = SCALES["quick" if quick else "full"]
     with telling(console) as say:
         study = Study("rule", scale, cache, source, data_dir, say)
@@ -103,5 +118,6 @@ def rule_command(
     manifest = trained.manifest
     console.print(
         f"{name}: validation {manifest['validation']['score']:.4g} after "
-        f"{manifest['inner_steps']:,} inner steps in {manifest['seconds']:.0f} s"
+        f"{manifest['inner_steps']:,} inner steps in {manifest['seconds']:.0f} s",
+        markup=False,
     )

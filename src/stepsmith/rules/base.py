@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import sys
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -132,6 +131,10 @@ def statistics_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
+LARGEST_NUMBER = torch.finfo(torch.float32).max
+"""What float32 holds: larger arguments would be infinite where they are used."""
+
+
 def require_number(
     owner: str,
     name: str,
@@ -155,7 +158,7 @@ def require_number(
 
     Raises:
         TypeError: no number (bools and tensors are none).
-        ValueError: not finite, or out of range.
+        ValueError: not finite, beyond what float32 holds, or out of range.
     """
     if not isinstance(value, Real) or isinstance(value, bool):
         raise TypeError(f"{owner}: {name} must be a number, got {_shown(value)}")
@@ -164,7 +167,7 @@ def require_number(
         (above is not None and number <= above) or (least is not None and number < least)
         or (below is not None and number >= below) or (most is not None and number > most)
     )  # fmt: skip
-    if outside or not -math.inf < number < math.inf or abs(number) > sys.float_info.max:
+    if outside or not -LARGEST_NUMBER <= number <= LARGEST_NUMBER:
         low, high = above if least is None else least, below if most is None else most
         if low is not None and high is not None:
             bounds = f"{'[' if above is None else '('}{low}, {high}{']' if below is None else ')'}"
@@ -234,11 +237,11 @@ def require_choice(owner: str, name: str, value: Any, choices: tuple[str, ...]) 
     """Raise ValueError listing `choices` where `value` is none of them, TypeError where it is no
     text."""
     if not isinstance(value, str):
-        raise TypeError(
-            f"{owner}: {name} must be one of {', '.join(choices)}; got {_shown(value)}"
-        )
+        raise TypeError(f"{owner}: {name} must be one of {', '.join(choices)}; got {_shown(value)}")
     if value not in choices:
-        raise ValueError(f"{owner}: {name} must be one of {', '.join(choices)}; got {_short(value)}")
+        raise ValueError(
+            f"{owner}: {name} must be one of {', '.join(choices)}; got {_short(value)}"
+        )
 
 
 def set_checked(frozen: Any, **values: Any) -> None:

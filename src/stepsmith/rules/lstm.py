@@ -34,6 +34,9 @@ UNITS: dict[str, RelativeUnits | None] = {
 }  # fmt: skip
 """What the choices of `scaling` stand for."""
 
+MOST_HIDDEN, MOST_LAYERS = 2**16, 1000
+"""Beyond these no machine holds the weights, and to draw them would take for ever."""
+
 
 @dataclass(frozen=True)
 class LSTMRule(Rule):
@@ -77,8 +80,8 @@ class LSTMRule(Rule):
         moments = Moments(self.beta1, self.beta2)
         set_checked(
             self,
-            hidden=require_count(owner, "hidden", self.hidden),
-            layers=require_count(owner, "layers", self.layers),
+            hidden=require_count(owner, "hidden", self.hidden, most=MOST_HIDDEN),
+            layers=require_count(owner, "layers", self.layers, most=MOST_LAYERS),
             step_scale=require_number(owner, "step_scale", self.step_scale, above=0),
             bias=require_flag(owner, "bias", self.bias),
             start=require_number(owner, "start", self.start),
