@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import itertools
 import json
@@ -30,15 +31,18 @@ from stepsmith.evaluate.run import Settings, add_meta_training, learned_key
 from stepsmith.hub import BUNDLED, TrainedRule, load
 from stepsmith.kernels import BACKENDS, resolve
 from stepsmith.machine import require_device
-from stepsmith.meta.curriculum import train_curriculum
+from stepsmith.meta.config import MetaTrainConfig
+from stepsmith.meta.curriculum import curriculum_stages, train_curriculum
 from stepsmith.meta.episodes import joint_name
 from stepsmith.meta.trainer import meta_train
 from stepsmith.names import file_name
 from stepsmith.optim import LearnedOptimizer
+from stepsmith.recipes import SCALES
 from stepsmith.recipes import command as recipe_commands
 from stepsmith.report import new_run_folder, refuse_results, rerender, write_results
 from stepsmith.report.verdict import verdicts
 from stepsmith.rules import CLASSIC, LEARNED, make_rule
+from stepsmith.rules.base import require_choice
 from stepsmith.tasks import (
     DATA_SETS,
     FORMS,
@@ -184,6 +188,7 @@ def train(
     made = [_made(config, name) for name in config["tasks"]]
     title = joint_name(made)
     made_rule = make_rule(config["rule"], **config["rule_arguments"])
+    _require_settings(config["meta_training"])
     if folder is None:
         label = title if len(made) > 1 else config["tasks"][0]
         folder = new_run_folder(out, f"train-{file_name(label)}")
@@ -230,7 +235,7 @@ def evaluate_command(
     tuning_seeds: Annotated[int, typer.Option(help="Runs of each rate.")] = 8,
     timing: Annotated[bool, typer.Option(help="Measure seconds per step.")] = True,
     recipe: Annotated[str, typer.Option(help="Name in the records.")] = "evaluate",
-    scale: Annotated[str, typer.Option(help="full, small or quick.")] = "full",
+    scale: Annotated[str, typer.Option(help="full, hundred, small or quick.")] = "full",
     folder: Annotated[Path | None, typer.Option(help="Write exactly here.")] = None,
     cache: CacheDir = None,
     source: Source = "auto",
@@ -239,6 +244,7 @@ def evaluate_command(
     out: Out = Path("runs"),
 ) -> None:
     """Compare rules with tuned baselines on fresh starts of a task."""
+    require_choice("evaluate", "scale", scale, tuple(SCALES))
     if folder is not None:
         refuse_results(folder)
     config: dict[str, Any] = {
@@ -283,7 +289,7 @@ def transfer_command(
     tuning_seeds: Annotated[int, typer.Option(help="Runs of each rate.")] = 8,
     timing: Annotated[bool, typer.Option(help="Measure seconds per step.")] = True,
     recipe: Annotated[str, typer.Option(help="Name in the records.")] = "transfer",
-    scale: Annotated[str, typer.Option(help="full, small or quick.")] = "full",
+    scale: Annotated[str, typer.Option(help="full, hundred, small or quick.")] = "full",
     folder: Annotated[Path | None, typer.Option(help="Write exactly here.")] = None,
     cache: CacheDir = None,
     source: Source = "auto",
@@ -295,6 +301,7 @@ def transfer_command(
 
     Interrupted, the same command goes on where it stopped (by the cache, OUT/cache by default).
     """
+    require_choice("transfer", "scale", scale, tuple(SCALES))
     if folder is not None:
         refuse_results(folder)
     kept = cache if cache is not None else out / "cache"
@@ -435,6 +442,14 @@ def _made(config: dict[str, Any], name: str) -> Task:
         return make_task(name)  # a user's own function gets no options of ours
 
 
+def _require_settings(given: dict[str, Any]) -> None:
+    """Check the settings of a meta-training before a folder is made for it."""
+    if "horizons" in given:
+        curriculum_stages(**given)
+    else:
+        MetaTrainConfig(**given).require_a_window("meta_train")
+
+
 def _numbers(text: str | None) -> list[float] | None:
     if text is None:
         return None
@@ -460,15 +475,27 @@ def _horizons(horizon: int | None, curriculum: str | None) -> dict[str, Any]:
         ) from None
 
 
+_CONFIG: dict[str, Any] = {
+    "tasks": list, "source": str, "data_dir": str | None, "rule": str, "rule_arguments": dict,
+    "meta_training": dict, "name": str | None, "command": str,
+}  # fmt: skip
+"""What `config.json` holds that a run goes on from."""
+
+
 def _read_config(folder: Path) -> dict[str, Any]:
     path = folder / "config.json"
     try:
         config = json.loads(path.read_text())
     except FileNotFoundError:
         raise ValueError(f"{path}: no such file; --resume takes the folder of a run") from None
-    except (OSError, json.JSONDecodeError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ValueError(f"{path}: not a readable configuration ({error})") from None
-    if not isinstance(config, dict) or not {"tasks", "meta_training"} <= config.keys():
+    fields = {field.name for field in dataclasses.fields(MetaTrainConfig)}
+    if (
+        not isinstance(config, dict)
+        or any(not isinstance(config.get(key), kind) for key, kind in _CONFIG.items())
+        or not config["meta_training"].keys() <= {*fields, "horizons"}
+    ):
         raise ValueError(f"{path}: not of a run of `stepsmith train` as this version writes it")
     return config
 

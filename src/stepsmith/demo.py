@@ -11,7 +11,7 @@ from rich.markup import escape
 
 from stepsmith.evaluate import Records, evaluate
 from stepsmith.hub import TrainedRule
-from stepsmith.meta import meta_train
+from stepsmith.meta import MetaTrainConfig, meta_train
 from stepsmith.report import new_run_folder, write_results
 from stepsmith.report.break_even import break_even
 from stepsmith.report.verdict import cost_sentences, verdicts
@@ -53,15 +53,16 @@ def demo(*, seconds: float, seed: int, out: Path, command: str, console: Console
     Returns:
         The run's folder, with `report.html` and the optimizer, `rule.safetensors`.
     """
+    settings: dict[str, Any] = {"seconds": seconds, "seed": seed, **META_TRAINING}
+    MetaTrainConfig(**settings)  # before a folder is made
     folder = new_run_folder(out, "demo")
     task = make_task("mlp-mnist", source="sample")
     console.print(
-        f"[bold]1. Meta-training[/] a small LSTM to train the MLP 784-20-10 on {escape(task.data_name)}, "
-        f"100 steps an episode, for {seconds:.0f} s."
+        f"[bold]1. Meta-training[/] a small LSTM to train the MLP 784-20-10 on "
+        f"{escape(task.data_name)}, 100 steps an episode, for {seconds:.0f} s."
     )
     trained = meta_train(
-        task, "joined", out=folder, progress=True, name="demo", seconds=seconds,
-        seed=seed, **META_TRAINING,
+        task, "joined", out=folder, progress=True, name="demo", **settings
     )  # fmt: skip
     records = Records()
     with telling(console) as say:

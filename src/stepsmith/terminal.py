@@ -87,7 +87,8 @@ def users_code(name: str) -> Iterator[None]:
             frames = _frames(part, _is_users)
             if frames or isinstance(part, SyntaxError):
                 raise UserCodeError(f"task {name!r}: {_told(part, frames)}") from None
-        if isinstance(error, ValueError | MemoryError):
+        told = isinstance(error, ValueError) and _is_deliberate(error)
+        if told or isinstance(error, MemoryError):
             raise
         raise UserCodeError(f"task {name!r}: {_told(error, [])}") from None
     _meet(name)

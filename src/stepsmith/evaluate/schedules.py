@@ -57,10 +57,9 @@ class Schedule:
         drops = tuple(self.drops)
         for drop in drops:
             require_kind("Schedule", "each of drops", drop, Real)
-        set_checked(
-            self, drops=tuple(drop if type(drop) in (int, float) else float(drop) for drop in drops),
-            factor=require_number("Schedule", "factor", self.factor),
-        )  # fmt: skip
+        # Caches go by the text of a schedule, which NumPy's numbers would change.
+        drops = tuple(drop if type(drop) in (int, float) else float(drop) for drop in drops)
+        set_checked(self, drops=drops, factor=require_number("Schedule", "factor", self.factor))
         ends = (0.0, *self.drops, 1.0)
         if not all(a < b for a, b in itertools.pairwise(ends)):
             raise ValueError(f"Schedule: drops must rise between 0 and 1, got {self.drops}")

@@ -82,19 +82,14 @@ def train_curriculum(
     >>> trained.horizon, [stage["horizon"] for stage in trained.manifest["curriculum"]]
     (10, [5, 10])
     """
-    owner = "train_curriculum"
-    require_kind(owner, "horizons", horizons, Iterable, "the steps of each stage")
-    horizons = [require_count(owner, f"horizons[{i}]", n) for i, n in enumerate(horizons)]
-    require_kind(owner, "shares", shares, Iterable | None, "one number a stage")
-    shares = [1.0] * len(horizons) if shares is None else list(shares)
-    shares = [require_number(owner, f"shares[{i}]", n, above=0) for i, n in enumerate(shares)]
-    look_ahead = require_flag(owner, "look_ahead", look_ahead)
-    stages = _stages(horizons, shares, patience, look_ahead, config)
+    stages, shares = curriculum_stages(
+        horizons, shares=shares, patience=patience, look_ahead=look_ahead, **config
+    )
     folder = None if out is None else Path(out)
     if folder is None and (resume or tensorboard):
-        raise ValueError(f"{owner}: resume and tensorboard need out=FOLDER")
+        raise ValueError("train_curriculum: resume and tensorboard need out=FOLDER")
     if folder is not None and not resume:
-        require_fresh(owner, folder)
+        require_fresh("train_curriculum", folder)
     unit = "steps" if config.get("steps") is not None else "seconds"
     counter = "inner_steps" if unit == "steps" else "seconds"
     start = rule.manifest if isinstance(rule, TrainedRule) else {}
@@ -128,15 +123,29 @@ def train_curriculum(
     return trained
 
 
-def _stages(
-    horizons: Sequence[int],
-    shares: Sequence[float],
-    patience: int | None,
-    look_ahead: bool,
-    config: dict[str, Any],
-) -> list[dict[str, Any]]:
-    """The settings of each stage, checked before any of them is run."""
+def curriculum_stages(
+    horizons: Sequence[int] = HORIZONS,
+    *,
+    shares: Sequence[float] | None = None,
+    patience: int | None = 3,
+    look_ahead: bool = True,
+    **config: Any,
+) -> tuple[list[dict[str, Any]], list[float]]:
+    """The settings of each stage, checked before any of them is run, and its share of the budget.
+
+    Args:
+        horizons, shares, patience, look_ahead, config: as for `train_curriculum`.
+
+    Raises:
+        ValueError, TypeError: as `train_curriculum`.
+    """
     owner = "train_curriculum"
+    require_kind(owner, "horizons", horizons, Iterable, "the steps of each stage")
+    horizons = [require_count(owner, f"horizons[{i}]", n) for i, n in enumerate(horizons)]
+    require_kind(owner, "shares", shares, Iterable | None, "one number a stage")
+    shares = [1.0] * len(horizons) if shares is None else list(shares)
+    shares = [require_number(owner, f"shares[{i}]", n, above=0) for i, n in enumerate(shares)]
+    look_ahead = require_flag(owner, "look_ahead", look_ahead)
     if not horizons or any(b <= a for a, b in itertools.pairwise(horizons)):
         raise ValueError(f"{owner}: horizons must grow from stage to stage, got {tuple(horizons)}")
     if len(shares) != len(horizons):
@@ -160,7 +169,7 @@ def _stages(
         }  # fmt: skip
         MetaTrainConfig(**stage).require_a_window(owner)
         stages.append(stage)
-    return stages
+    return stages, shares
 
 
 def longest_window(horizon: int, limit: int | None) -> int | None:
