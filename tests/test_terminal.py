@@ -4,6 +4,7 @@ import importlib
 import io
 import re
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -57,7 +58,8 @@ def test_what_a_user_typed_is_told_from_faults_of_this_library():
     for fault in (lookup, broken, lambda: 1 / 0, lambda: None.name, lambda: len(3), lambda: [][1]):
         assert mistake(raised(fault)) is None
     for typed in (
-        lambda: int("x"), lambda: open("/nowhere/at/all"), lambda: rules.make_rule("adm"),
+        lambda: int("x"), lambda: Path("/nowhere/at/all").read_text(),
+        lambda: rules.make_rule("adm"),
         lambda: require_number("Owner", "lr", "0.1"),  # a TypeError that this library raises
     ):  # fmt: skip
         assert mistake(raised(typed))

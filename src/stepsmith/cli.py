@@ -517,6 +517,7 @@ def main(arguments: list[str] | None = None) -> None:
         _require_values(sys.argv[1:] if arguments is None else arguments)
         code = app(arguments, standalone_mode=False)
         sys.stdout.flush()
+        raise SystemExit(code if isinstance(code, int) else 0)
     except KeyboardInterrupt:
         _fail(INTERRUPTED)
     except _UsageError as error:
@@ -533,7 +534,6 @@ def main(arguments: list[str] | None = None) -> None:
             print(FAULT, file=sys.stderr)
             raise SystemExit(1) from None
         _fail(said)
-    raise SystemExit(code if isinstance(code, int) else 0)
 
 
 def _given(error: Any, arguments: list[str]) -> str:

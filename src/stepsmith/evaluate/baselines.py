@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from numbers import Real
 from typing import Any
 
 import torch
 
 from stepsmith.names import unknown
-from stepsmith.rules.base import require_count, require_kind, require_number, set_checked
+from stepsmith.rules.base import is_number, require_count, require_kind, require_number, set_checked
 
 SMALLEST_RATE, LARGEST_RATE = 1e-30, 1e30
 """Of a baseline's centre: grids around it widen by factors, and must stay finite."""
@@ -23,7 +22,7 @@ def require_rate(owner: str, name: str, rate: Any) -> float:
         ValueError: not above 0, or so small or large that a grid around it would not be finite.
         TypeError: no number.
     """
-    if not isinstance(rate, Real) or isinstance(rate, bool):
+    if not is_number(rate):
         raise TypeError(f"{owner}: {name} must be numbers > 0, got {rate!r}")
     if not SMALLEST_RATE <= rate <= LARGEST_RATE:
         raise ValueError(

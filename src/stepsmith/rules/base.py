@@ -131,6 +131,15 @@ def statistics_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
+def is_number(value: Any) -> bool:
+    """Whether it is an int, a float or a scalar of NumPy's; bools and tensors are not."""
+    return isinstance(value, Real) and not isinstance(value, bool)
+
+
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, Integral)
+
+
 LARGEST_NUMBER = torch.finfo(torch.float32).max
 """What float32 holds: larger arguments would be infinite where they are used."""
 
@@ -160,7 +169,7 @@ def require_number(
         TypeError: no number (bools and tensors are none).
         ValueError: not finite, beyond what float32 holds, or out of range.
     """
-    if not isinstance(value, Real) or isinstance(value, bool):
+    if not is_number(value):
         raise TypeError(f"{owner}: {name} must be a number, got {_shown(value)}")
     number = value if type(value) in (int, float) else _plain(value)
     outside = (
@@ -195,9 +204,9 @@ def require_count(
         TypeError: no number (bools and tensors are none).
         ValueError: not whole, or out of range.
     """
-    if not isinstance(value, Real) or isinstance(value, bool):
+    if not is_number(value):
         raise TypeError(f"{owner}: {name} must be a whole number, got {_shown(value)}")
-    if not isinstance(value, Integral):
+    if not _is_whole(value):
         raise ValueError(f"{owner}: {name} must be at least {least} and whole, got {_short(value)}")
     if not least <= value <= most:
         bound = f"at least {least}" if value < least else f"at most {most}"
