@@ -336,3 +336,15 @@ def test_settings_take_numpys_numbers():
 def test_a_run_that_never_improved_says_so(caplog):
     meta_train(Quadratic(3), "joined", steps=10, horizon=5, lr=1e-30, validations=1)
     assert "no validation was better than the first" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"task": 5}, {"rule": 5}, {"rule": None}, {"out": 5}, {"name": 5}, {"on_window": 5},
+     {"resume": "no"}, {"progress": 1}, {"tensorboard": None}],
+)  # fmt: skip
+def test_arguments_of_other_types(wrong):
+    given = {"task": Quadratic(3), "rule": "joined", "steps": 200, **wrong}
+    (name,) = wrong
+    with pytest.raises(TypeError, match=f"meta_train: {name} must be"):
+        meta_train(given.pop("task"), given.pop("rule"), **given)

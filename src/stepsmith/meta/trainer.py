@@ -8,8 +8,9 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from os import PathLike
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from stepsmith.meta.episodes import Episodes, joint_name, joint_score
 from stepsmith.meta.interrupt import Interrupt
 from stepsmith.meta.progress import Reporter
 from stepsmith.rules import Rule, make_rule
+from stepsmith.rules.base import require_flag, require_kind
 from stepsmith.tasks.base import Task
 
 _log = logging.getLogger("stepsmith")
@@ -263,7 +265,15 @@ def meta_train(
     >>> trained.horizon
     20
     """
+    owner = "meta_train"
     settings = MetaTrainConfig(**config)
+    require_kind(owner, "task", task, Task | Iterable, "one or several")
+    require_kind(owner, "rule", rule, Rule | TrainedRule | str, "a rule, or the name of one")
+    require_kind(owner, "out", out, str | PathLike | None, "a folder")
+    require_kind(owner, "name", name, str | None)
+    require_kind(owner, "on_window", on_window, Callable | None)
+    for flag, value in (("resume", resume), ("progress", progress), ("tensorboard", tensorboard)):
+        require_flag(owner, flag, value)
     tasks = [task] if isinstance(task, Task) else list(task)
     run = Run(tasks, make_rule(rule) if isinstance(rule, str) else rule, settings)
     folder = None if out is None else Path(out)
