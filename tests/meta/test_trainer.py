@@ -327,6 +327,15 @@ def test_settings_of_other_types_or_out_of_range(name, values):
             MetaTrainConfig(**{"steps": 1000, name: value})
 
 
+def test_what_may_be_none():
+    optional = ("window", "samples", "proportions", "validation_horizon", "validation_loss",
+                "patience")  # fmt: skip
+    MetaTrainConfig(steps=1000, **dict.fromkeys(optional))
+    for name in ("horizon", "copies", "lr", "clip", "validations"):
+        with pytest.raises(TypeError, match=f"{name} must be"):
+            MetaTrainConfig(steps=1000, **{name: None})
+
+
 def test_settings_take_numpys_numbers():
     given = MetaTrainConfig(steps=np.int64(100), lr=np.float32(0.5), proportions=np.array([2, 1]))
     assert given == MetaTrainConfig(steps=100, lr=0.5, proportions=(2, 1))

@@ -147,9 +147,9 @@ class MetaTrainConfig:
             set_checked(self, proportions=tuple(checked))
 
     def _set(self, name: str, check: Callable[..., Any], **bounds: Any) -> None:
-        """Check a number; what may be None is None by default."""
+        """Check a number, or None where the field takes it."""
         value = getattr(self, name)
-        if value is not None or getattr(type(self), name) is not None:
+        if value is not None or "None" not in str(self.__dataclass_fields__[name].type):
             set_checked(self, **{name: check("meta_train", name, value, **bounds)})
 
     def require_a_window(self, owner: str) -> None:
