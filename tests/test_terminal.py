@@ -1,17 +1,33 @@
 """What commands tell: a changing line on a terminal, lines in a log."""
 
+import importlib
 import io
 import logging
 import os
 import re
 import sys
+from pathlib import Path
 
 import pytest
+import torch
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from stepsmith.terminal import Interrupted, Lasting, OneLine, Terminal, guarded, lasting, telling
+from stepsmith import cli, rules
+from stepsmith.rules.base import require_number
+from stepsmith.terminal import (
+    Interrupted,
+    Lasting,
+    OneLine,
+    Terminal,
+    UserCodeError,
+    guarded,
+    lasting,
+    mistake,
+    telling,
+    users_code,
+)
 
 
 def test_a_log_gets_every_message_as_a_line_with_its_time():
@@ -146,3 +162,100 @@ def test_a_terminals_status_says_what_it_says():
 def test_messages_of_a_log_are_lines():
     record = logging.LogRecord("a", logging.WARNING, "", 0, "%s: measuring again", (HOSTILE,), None)
     assert OneLine("%(message)s").format(record) == f"{SHOWN}: measuring again"
+
+
+def raised(make) -> BaseException:
+    with pytest.raises(BaseException) as caught:
+        make()
+    return caught.value
+
+
+def test_what_a_user_typed_is_told_from_faults_of_this_library():
+    def lookup():
+        return {}["key"]
+
+    def broken():
+        raise RuntimeError("broken")
+
+    for fault in (lookup, broken, lambda: 1 / 0, lambda: None.name, lambda: len(3), lambda: [][1]):
+        assert mistake(raised(fault)) is None
+    for typed in (
+        lambda: int("x"), lambda: Path("/nowhere/at/all").read_text(),
+        lambda: rules.make_rule("adm"),
+        lambda: require_number("Owner", "lr", "0.1"),  # a TypeError that this library raises
+    ):  # fmt: skip
+        assert mistake(raised(typed))
+    # The same kind of error, where an operation of this library's code fails.
+    assert mistake(raised(lambda: rules.base.statistics_dtype(*"ab"))) is None
+
+
+@pytest.mark.parametrize(
+    "error",
+    [MemoryError(), torch.OutOfMemoryError("CUDA out of memory"),
+     RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: 9 bytes")],
+)  # fmt: skip
+def test_too_little_memory_is_told_in_a_line(error):
+    assert mistake(error).startswith("out of memory (")
+
+
+USERS = {
+    "raises": ("def f():\n    raise KeyError('x')\n", "KeyError: 'x'", 2),
+    "import_raises": (
+        "x = 1\nraise RuntimeError('a\\n[bold]b')\n",
+        r"RuntimeError: a \[bold\]b",
+        2,
+    ),
+    "exits": ("def f():\n    raise SystemExit(0)\n", "SystemExit: 0", 2),
+    "import_exits": ("raise SystemExit\n", "SystemExit", 1),
+    "attribute": ("import os\nos.nothing\n", "AttributeError: module 'os'", 2),
+    "import_fails": ("\n\nimport no_such_module_at_all\n", "ModuleNotFoundError", 3),
+    "syntax": ("x = 1\ndef f(:\n", "SyntaxError: invalid syntax", 2),
+    "recursion": ("def f():\n    return f()\n", "RecursionError", 2),
+    "value": ("def f():\n    raise ValueError('bad')\n", "ValueError: bad", 2),
+}
+
+
+@pytest.mark.parametrize("case", USERS)
+def test_a_failure_of_the_users_code_says_what_and_where(case, tmp_path, monkeypatch):
+    source, said, line = USERS[case]
+    name = f"users_{case}"
+    path = tmp_path / f"{name}.py"
+    path.write_text(source)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    match = rf"task '{name}:f': {said}.*{re.escape(str(path))}, line {line}"
+    with pytest.raises(UserCodeError, match=match) as caught, users_code(f"{name}:f"):
+        importlib.import_module(name).f()
+    assert "\n" not in str(caught.value)
+    sys.modules.pop(name, None)
+
+
+def test_the_users_code_may_fail_later(tmp_path, monkeypatch):
+    (tmp_path / "users_late.py").write_text("from users_helper import loss\n")
+    (tmp_path / "users_helper.py").write_text("def loss():\n    return 1 / 0\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+
+    @guarded
+    def command():
+        with users_code("users_late:loss"):
+            made = importlib.import_module("users_late").loss
+        made()
+
+    with pytest.raises(UserCodeError, match=r"ZeroDivisionError: .*users_helper.py, line 2, in lo"):
+        command()
+
+
+def test_this_librarys_own_words_and_faults_pass_through():
+    where = {"source": "auto", "data_dir": None}
+    with pytest.raises(ValueError, match="must return a Task") as caught:
+        cli._made(where, "os:getcwd")
+    assert not isinstance(caught.value, UserCodeError)
+    for name in ("json:loads", ".:f", ":f", "..a:b"):
+        with pytest.raises(UserCodeError, match=f"task '{re.escape(name)}': (Type|Value)Error"):
+            cli._made(where, name)
+
+    @guarded
+    def command():
+        raise KeyError("ours")
+
+    with pytest.raises(KeyError, match="ours"):
+        command()

@@ -12,7 +12,7 @@ from rich.text import Text
 
 from stepsmith.evaluate import Records, evaluate
 from stepsmith.hub import TrainedRule
-from stepsmith.meta import meta_train
+from stepsmith.meta import MetaTrainConfig, meta_train
 from stepsmith.meta.checkpoint import RULE
 from stepsmith.report import new_run_folder, save_records, write_results
 from stepsmith.report.break_even import break_even
@@ -59,6 +59,8 @@ def demo(*, seconds: float, seed: int, out: Path, command: str, console: Console
     Returns:
         The run's folder, with `report.html` and the optimizer, `rule.safetensors`.
     """
+    settings: dict[str, Any] = {"seconds": seconds, "seed": seed, **META_TRAINING}
+    MetaTrainConfig(**settings)  # before a folder is made
     folder = new_run_folder(out, "demo")
     task = make_task("mlp-mnist", source="sample")
     console.print(
@@ -67,8 +69,7 @@ def demo(*, seconds: float, seed: int, out: Path, command: str, console: Console
         f"{seconds:.0f} s.",
     )
     trained = meta_train(
-        task, "joined", out=folder, progress=True, name="demo", seconds=seconds,
-        seed=seed, **META_TRAINING,
+        task, "joined", out=folder, progress=True, name="demo", **settings
     )  # fmt: skip
     records = Records()
     config = {

@@ -575,7 +575,6 @@ def test_an_optimizers_rate_may_be_anything():
         ("summary.json", {"command": None}, "'command'"),
         ("summary.json", {"machine": []}, "'machine' should be a dict"),
         ("summary.json", {"versions": "1"}, "'versions'"),
-        ("summary.json", {"figures": 3}, "'figures'"),
         ("config.json", {"findings": [1]}, "'findings' should be a dict"),
         ("config.json", {"findings": "a"}, "'findings'"),
     ],

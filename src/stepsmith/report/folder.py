@@ -42,7 +42,7 @@ WAIT = 10.0
 
 _TYPES: dict[str, tuple[type, ...]] = {
     "recipe": (str,), "scale": (str,), "command": (str,), "machine": (dict,), "versions": (dict,),
-    "figures": (list,), "rows": (list,), "findings": (dict,),
+    "rows": (list,), "findings": (dict,),
 }  # fmt: skip
 """Of what is read of summaries and configurations; the rest is shown as it is."""
 
@@ -228,7 +228,7 @@ def _figures(folder: Path) -> set[str]:
         named = _read_json(folder / SUMMARY).get("figures", [])
     except CheckpointError:
         return set()
-    names = {name for name in named if isinstance(name, str)}
+    names = {name for name in named if isinstance(name, str)} if isinstance(named, list) else set()
     return {name for name in names if name == Path(name).name and name.endswith(".svg")}
 
 

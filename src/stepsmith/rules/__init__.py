@@ -10,7 +10,7 @@ from typing import Any
 
 from stepsmith.names import shown, unknown
 from stepsmith.rules import classic
-from stepsmith.rules.base import Carry, Rule, State, Weights, statistics_dtype
+from stepsmith.rules.base import Carry, Rule, State, Weights, require_kind, statistics_dtype
 from stepsmith.rules.joined import joined
 from stepsmith.rules.l2o_dm import l2o_dm
 from stepsmith.rules.lstm import LSTMRule
@@ -45,12 +45,14 @@ def make_rule(name: str, **arguments: Any) -> Rule:
 
     Raises:
         ValueError: unknown name (the message lists the known ones and the nearest), or an argument
-            the rule does not take.
+            the rule does not take or of a type it does not take.
+        TypeError: a name that is no text.
 
     >>> make_rule("rnnprop", hidden=4).hidden
     4
     """
     known = LEARNED | CLASSIC
+    require_kind("make_rule", "name", name, str, "one of its names, such as 'joined'")
     if name not in known:
         raise unknown("rule", name, known)
     try:
@@ -64,7 +66,10 @@ def register(cls: type[Rule]) -> type[Rule]:
 
     Raises:
         ValueError: another class has this name.
+        TypeError: no class of rules.
     """
+    if not isinstance(cls, type) or not issubclass(cls, Rule):
+        raise TypeError(f"register: expected a subclass of Rule, got {cls!r}")
     if _CLASSES.setdefault(cls.__name__, cls) is not cls:
         raise ValueError(f"a rule class named {cls.__name__!r} is registered already; rename it")
     return cls

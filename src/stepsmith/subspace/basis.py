@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from stepsmith import store
+from stepsmith.rules.base import require_kind, set_checked
 from stepsmith.store import CheckpointError
 from stepsmith.subspace import products
 from stepsmith.subspace.layout import NamedParams, TypedLayout, named, unwrapped
@@ -47,6 +48,7 @@ class Subspace:
     Raises:
         ValueError: blocks that do not cover the tensors, tensors of the wrong dtype or device, or a
             basis or origin that is not finite.
+        TypeError: an argument of another type.
 
     Source: Li et al. 2022, "Low Dimensional Trajectory Hypothesis is True" (DLDR),
     arXiv:2103.11154; Chen et al., "Scalable Learning to Optimize", ECCV 2022.
@@ -59,6 +61,13 @@ class Subspace:
     info: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self):
+        require_kind("Subspace", "blocks", self.blocks, tuple | list, "of matrices")
+        for part in (*self.blocks, self.origin):
+            require_kind("Subspace", "each of blocks and origin", part, Tensor)
+        require_kind("Subspace", "layout", self.layout, TypedLayout)
+        require_kind("Subspace", "buffers", self.buffers, dict)
+        require_kind("Subspace", "info", self.info, dict)
+        set_checked(self, blocks=tuple(self.blocks))
         sizes = [tuple(block.shape) for block in self.blocks]
         if not sizes or any(len(size) != 2 or 0 in size for size in sizes):
             raise ValueError(
@@ -175,6 +184,7 @@ class Subspace:
         return products.projected(self.blocks, theta_N - self.origin)
 
     def _displacement(self, coefficients: Tensor) -> Tensor:
+        require_kind("Subspace", "coefficients", coefficients, Tensor)
         if coefficients.shape[-1:] != (self.dim,):
             raise ValueError(
                 f"Subspace: expected ({self.dim},) coefficients, got {tuple(coefficients.shape)}"

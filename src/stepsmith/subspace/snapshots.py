@@ -10,6 +10,7 @@ from pathlib import Path
 from torch import Tensor, nn
 
 from stepsmith import store
+from stepsmith.rules.base import require_count, require_kind
 from stepsmith.subspace.basis import buffers_of, require_counts
 from stepsmith.subspace.layout import TypedLayout, trainable, unwrapped
 from stepsmith.version import __version__
@@ -32,6 +33,7 @@ class Snapshots:
     Raises:
         ValueError: `every` no whole number above 0, `done` below 0, nothing to train, a folder that
             holds snapshots of another run, or fewer than the steps made would have left.
+        TypeError: an argument of another type.
 
     >>> import tempfile
     >>> model = nn.Linear(3, 1)
@@ -46,8 +48,9 @@ class Snapshots:
         self, folder: str | Path, model: nn.Module, every: int = 1, *, done: int | None = None
     ):
         require_counts("Snapshots", every=every)
-        if done is not None and done < 0:
-            raise ValueError(f"Snapshots: done must be at least 0, got {done!r}")
+        require_kind("Snapshots", "model", model, nn.Module)
+        every = int(every)
+        done = None if done is None else require_count("Snapshots", "done", done, least=0)
         self.folder = store.place("Snapshots", folder)
         self.every = every
         self._model = unwrapped(model)

@@ -7,7 +7,7 @@ B = examples of a batch.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import cache, partial
@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from stepsmith.layout import Layout
+from stepsmith.rules.base import require_count, require_kind
 from stepsmith.tasks.base import Batch, Buffers, Task
 from stepsmith.unroll.graphs import CapturedGradient, Gradient
 
@@ -48,9 +49,18 @@ class Copies:
         theta: (C, P) parameters.
         buffers: stacked buffers, (C, ...) each.
         generators: one a copy: starts, batches and dropout all come from it.
+
+    Raises:
+        ValueError: no seeds, or one below 0.
+        TypeError: an argument of another type.
     """
 
     def __init__(self, task: Task, seeds: Sequence[int]):
+        require_kind("Copies", "task", task, Task)
+        require_kind("Copies", "seeds", seeds, Iterable, "whole numbers, one a copy")
+        seeds = [require_count("Copies", "each of the seeds", seed, least=0) for seed in seeds]
+        if not seeds:
+            raise ValueError("Copies: needs a seed for each copy, got none")
         self.task = task
         self.generators = [torch.Generator() for _ in seeds]
         starts = []
