@@ -778,3 +778,69 @@ def test_a_pipe_that_is_closed_and_a_disk_that_is_full():
         done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True)
     assert done.returncode == 2
     assert len(lines_of(done.stderr)) == 1
+
+
+OWN_TASKS = """
+import torch
+from stepsmith.tasks import Quadratic
+class Own(Quadratic):
+    stacking = {stacking!r}
+    def __init__(self):
+        super().__init__(3)
+        {name}
+    def loss(self, *arguments):
+        loss, buffers, metrics = super().loss(*arguments)
+        return {loss}, buffers, metrics
+"""
+
+
+def own_task(folder, stacking="vmap", name="pass", loss="loss"):
+    """A module of the user's with a task, each time under another name."""
+    module = f"own_{len(list(folder.glob('own_*')))}_{abs(hash(folder))}"
+    text = OWN_TASKS.format(stacking=stacking, name=name, loss=loss)
+    (folder / f"{module}.py").write_text(text)
+    return f"{module}:Own"
+
+
+@pytest.mark.parametrize("name", ["self.name = ''", "self.name = 3", "self.name = None",
+                                  "self.name = ' '", "self.name = ['a']"])  # fmt: skip
+def test_a_users_task_needs_a_name(tmp_path, capsys, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    task = own_task(tmp_path, name=name)
+    code, _, err = run(capsys, "bench", "-t", task, "--rounds", "1")
+    assert code == 2
+    assert len(lines_of(err)) == 1
+    assert "its Task needs a name" in err
+
+
+@pytest.mark.parametrize("stacking", ["vmap", "loop", "threads"])
+@pytest.mark.parametrize(
+    ("loss", "match"),
+    [("loss.expand(3)", r"single number .*got \(3,\)"),
+     ("loss.reshape(1)", r"single number .*got \(1,\)"),
+     ("1.0", "single number .*got float"), ("None", "single number .*got NoneType"),
+     ("torch.tensor(2.0)", "depends on no parameter")],
+)  # fmt: skip
+def test_a_users_loss_must_be_a_number_with_a_gradient(
+    tmp_path, capsys, monkeypatch, loss, match, stacking
+):
+    monkeypatch.chdir(tmp_path)
+    task = own_task(tmp_path, loss=loss, stacking=stacking)
+    for command in (
+        ["train", "--horizon", "5", "--steps", "20", "--copies", "2"],
+        ["evaluate", "--steps", "4", "--seeds", "2", "--tuning-seeds", "1", "-b", "adam"],
+        ["bench", "--rounds", "1", "-r", "joined"],
+    ):
+        code, _, err = run(capsys, *command, "-t", task)
+        assert code == 2
+        assert len(lines_of(err)) == 1
+        assert re.search(match, err)
+
+
+def test_importing_a_task_leaves_the_working_folder_last(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    before = list(sys.path)
+    monkeypatch.setattr(sys, "path", list(before))
+    for _ in range(2):
+        assert run(capsys, "bench", "-t", own_task(tmp_path), "--rounds", "1")[0] == 0
+        assert sys.path == [*before, str(tmp_path)]

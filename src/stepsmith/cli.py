@@ -16,7 +16,7 @@ import traceback
 import unicodedata
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 import torch
 import typer
@@ -214,7 +214,6 @@ def train(
         config = _resumed(folder, config, typed, out=out, run_code=run_code)
     elif run_code:
         raise ValueError("train: --run-code goes with --resume; tasks that you name are imported")
-    _require_settings(config["meta_training"])
     if tensorboard:
         require_tensorboard()
     if folder is None:
@@ -222,6 +221,7 @@ def train(
     made = [_made(config, name) for name in config["tasks"]]
     title = joint_name(made)
     made_rule = make_rule(config["rule"], **config["rule_arguments"])
+    _require_settings(config["meta_training"])
     if folder is None:
         label = title if len(made) > 1 else config["tasks"][0]
         folder = new_run_folder(out, f"train-{file_name(label)}")
@@ -712,6 +712,6 @@ def _require_values(arguments: list[str]) -> None:
             raise ValueError(f"{whose}: is empty; give a value, or leave it out")
 
 
-def _fail(message: str) -> None:
+def _fail(message: str) -> NoReturn:
     print(f"stepsmith: {shown(' '.join(message.split()))}", file=sys.stderr)
     raise SystemExit(2)

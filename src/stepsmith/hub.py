@@ -138,7 +138,8 @@ _FIELDS: dict[str, Check] = {
             ("horizon", "inner_steps", "ended"),
         )
     ),
-    "changed_afterwards": _each(_SETTING), "torch": _TEXT, "version": _TEXT, "licence": _TEXT,
+    "changed_afterwards": _each(_SETTING), "trust": _each(_is("a finite number", _number)),
+    "torch": _TEXT, "version": _TEXT, "licence": _TEXT,
     "fingerprint": _TEXT,
 }  # fmt: skip
 """What the fields of a manifest may be. Others, of later versions, are let be."""

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from stepsmith.rules.base import require_count, require_kind
 from stepsmith.tasks.base import Task
+from stepsmith.tasks.plain import require_graph, require_number
 
 MakeOptimizer = Callable[[Iterable[Tensor]], torch.optim.Optimizer]
 
@@ -131,5 +132,8 @@ class _Trainer:
         loss, self._buffers, _ = self._task.loss(
             params, self._buffers, batch, self._generator, True
         )
+        owner = type(self._task).__name__
+        require_number(owner, loss)
+        require_graph(owner, loss)
         self._buffers = {key: value.detach() for key, value in self._buffers.items()}
         loss.backward()
