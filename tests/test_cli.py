@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -12,9 +13,9 @@ import time
 import pytest
 import torch
 
-from stepsmith import cli, demo, store
+from stepsmith import cli, demo, make_rule, store
 from stepsmith.evaluate import records
-from stepsmith.hub import load
+from stepsmith.hub import TrainedRule, load, save
 from stepsmith.meta import meta_train
 from stepsmith.report import folder as results
 from stepsmith.tasks import Quadratic
@@ -477,7 +478,7 @@ def test_a_users_own_task(tmp_path, capsys, monkeypatch):
         (["train", "--task", "mlp-minst", "--steps", "9"], "unknown|Did you mean"),
         (["train", "--task", "quadratik", "--steps", "9"], "Did you mean 'quadratic'"),
         (["train", "--task", "quadratic", "--rule", "joind"], "Did you mean 'joined'"),
-        (["train", "--task", "quadratic", "--seconds", "-3"], "must be above 0"),
+        (["train", "--task", "quadratic", "--seconds", "-3"], "must be a finite number > 0"),
         (["train", "--task", "quadratic", "--seconds", "3", "--steps", "3"], "not both"),
         (["train", "--task", "quadratic", "--steps", "9", "--lr", "-1"], "lr must be"),
         (["train", "--task", "quadratic", "--steps", "9", "--window", "7"], "multiple"),
@@ -511,8 +512,6 @@ def test_a_users_own_task(tmp_path, capsys, monkeypatch):
     ],
 )
 def test_mistakes_are_one_line_and_exit_code_2(arguments, match, tmp_path, capsys, monkeypatch):
-    import re
-
     monkeypatch.chdir(tmp_path)
     code, _, err = run(capsys, *arguments)
     assert code == 2
@@ -617,3 +616,231 @@ def test_demo_end_to_end(tmp_path, capsys, monkeypatch):
     text = " ".join(out.split())
     assert "Final loss" in text
     assert "meta-training took" in text
+
+
+HOSTILE = "[red]x[/red]\x1b[2J\u202e\nb"
+SHOWN = r"[red]x[/red]\x1b[2J\u202e\nb"
+
+
+def test_a_files_own_words_are_shown_and_not_obeyed(tmp_path, capsys):
+    rule = make_rule("rnnprop")
+    fields = {"name": HOSTILE, "tasks": [HOSTILE], "data": HOSTILE}
+    path = save(TrainedRule(rule, rule.init(), fields), tmp_path / "rule")
+    code, out, _ = run(capsys, "info", str(path))
+    assert code == 0
+    assert out.replace("\n", "").replace(" ", "").count(SHOWN) == 3
+    assert not set("\x1b\u202e") & set(out)
+
+
+def test_a_files_own_words_in_an_error(tmp_path, capsys):
+    path = tmp_path / "rule.safetensors"
+    store.write(path, {}, {"kind": HOSTILE})
+    for told in (str(path), str(tmp_path / HOSTILE / "x.safetensors")):
+        code, _, err = run(capsys, "info", told)
+        assert code == 2
+        assert len(err.splitlines()) == 1
+        assert r"x[/red]\x1b[2J\u202e" in err
+        assert not set("\x1b\u202e") & set(err)
+
+
+def lines_of(err: str) -> list[str]:
+    return [line for line in err.splitlines() if line.strip()]
+
+
+QUADRATIC = ["train", "--task", "quadratic", "--horizon", "5"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "match"),
+    [
+        (["train", "--task", "quadratic", "--steps", "1", "--horizon", "1000"],
+         "a budget of 1 steps is smaller than one window, of 1,000"),
+        (["train", "--task", "quadratic", "--steps", "7", "--curriculum", "5,10"],
+         "budget of 7 steps is smaller than one window, of 10"),
+        ([*QUADRATIC, "--steps", "1.5"], "'--steps': .*integer.*, got '1.5'; see `"),
+        ([*QUADRATIC, "--steps=abc"], "'--steps': .*integer.*, got 'abc'; see `"),
+        ([*QUADRATIC, "--seconds", "nan"], "seconds must be a finite number > 0, got nan"),
+        ([*QUADRATIC, "--seconds", "1e99"], "seconds must be a finite number > 0, got 1e"),
+        ([*QUADRATIC, "--steps", "9", "--lr", "1e99"], "lr must be a finite number"),
+        ([*QUADRATIC, "--steps", "9", "--seed", "-1"], "seed must be at least 0"),
+        ([*QUADRATIC, "--steps", "9", "--copies", "9999999999"], "copies must be at most"),
+        ([*QUADRATIC, "--steps", "9", "--hidden", "9999999999"], "hidden must be at most"),
+        ([*QUADRATIC, "--steps", "9", "--step-scale", "inf"], "step_scale must be a finite"),
+        ([*QUADRATIC, "--steps", "9", "--proportions", "nan"], r"proportions\[0\] must be"),
+        ([*QUADRATIC, "--steps", "9", "--source", "[bold]"], "data: source must be one of"),
+        ([*QUADRATIC, "--steps", "9", "--data-dir", "void"], "data: void is no folder"),
+        ([*QUADRATIC, "--steps", "9", "--out", ""], "--out: is empty"),
+        ([*QUADRATIC, "--steps", "9", "--name="], "--name: is empty"),
+        ([*QUADRATIC, "--steps", "9", "--name", "a\nb"], "holds a control character"),
+        ([*QUADRATIC, "--colour", "red"], "No such option: --colour.*; see `"),
+        (["nosuch"], "No such command 'nosuch'; see `"),
+        (["recipe", "run"], "Missing argument.*; see `"),
+        (["info", ""], "is empty"),
+        (["evaluate", "-t", "quadratic", "--scale", "huge"], "scale must be one of"),
+        (["evaluate", "-t", "quadratic", "--steps", "9999999999"], "steps must be at most"),
+        (["demo", "--seconds", "-1"], "seconds must be a finite number > 0"),
+        (["recipe", "run", "a15-techniques", "--source", "web"], "source must be one of"),
+        *((["train", "-t", "quadratic", "--device", device], f"device '?{device}")
+          for device in ("cpu:7", "meta", "gpu", "cpu:256")),
+        (["bench", "-t", ".:f"], "task '.:f': TypeError"),
+        (["bench", "-t", "json:loads"], "task 'json:loads': TypeError"),
+        (["bench", "-t", "os:getcwd"], "must return a Task"),
+        (["bench", "-t", ":f"], "task ':f'"),
+    ],
+)  # fmt: skip
+def test_nonsense_is_one_line_and_leaves_nothing(arguments, match, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    code, _, err = run(capsys, *arguments)
+    assert code == 2
+    assert len(lines_of(err)) == 1, err
+    assert re.search(match, err)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_fault_of_ours_is_a_traceback_and_where_to_report_it(capsys, monkeypatch):
+    def broken(name):
+        return {}[name]
+
+    monkeypatch.setattr(cli, "load", broken)
+    code, _, err = run(capsys, "info", "mlp-mnist")
+    assert code == 1
+    assert "Traceback" in err
+    assert "KeyError" in err
+    assert "please report it with the traceback above" in lines_of(err)[-1]
+
+
+def test_names_are_no_markup(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "markup.py").write_text(
+        "from stepsmith.tasks import Quadratic\n"
+        "def make():\n"
+        "    task = Quadratic(2)\n"
+        "    task.name = '[/bold] :smile: [red]x'\n"
+        "    return task\n"
+    )
+    out = "runs [/]"
+    small = ["--task", "markup:make", "--horizon", "5", "--steps", "20", "--out", out]
+    code, said, err = run(capsys, "train", *small, "--name", "[/n]")
+    assert code == 0, err
+    assert "[/bold] :smile: [red]x" in " ".join(said.split())
+    rule = tmp_path / out / "train-markup-make" / "rule.safetensors"
+    code, said, _ = run(capsys, "info", str(rule))
+    assert code == 0
+    assert "[/n]" in said
+    code, said, _ = run(capsys, "bench", "-t", "markup:make", "--rounds", "1", "-r", str(rule))
+    assert code == 0
+    code, said, _ = run(capsys, "report", str(rule.parent))
+    assert code == 0
+
+
+def test_a_users_loss_that_fails_later_is_told_in_a_line(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "laterfails.py").write_text(
+        "import torch\nfrom stepsmith import Task\ncalls = []\n"
+        "def loss(output, target):\n"
+        "    calls.append(0)\n"
+        "    if len(calls) > 6:\n"
+        "        raise KeyError('late')\n"
+        "    return (output - target).square().mean()\n"
+        "def make():\n"
+        "    data = (torch.randn(40, 3), torch.randn(40, 1))\n"
+        "    return Task.from_module(lambda: torch.nn.Linear(3, 1), loss, data, batch_size=4)\n"
+    )
+    code, _, err = run(capsys, "train", "-t", "laterfails:make", "--horizon", "5", "--steps", "50")
+    assert code == 2
+    assert len(lines_of(err)) == 1
+    assert re.search(r"KeyError: 'late' \(.*laterfails.py, line 7, in loss\)", err)
+
+
+@pytest.mark.parametrize(
+    "config",
+    ["[]", "{}", "[" * 100_000, "\x00", '{"tasks": 3, "meta_training": {}}',
+     '{"tasks": ["quadratic"], "source": "auto", "data_dir": null, "rule": "joined", '
+     '"rule_arguments": {}, "name": null, "command": "", "meta_training": {"colour": 1}}'],
+    ids=range(6),
+)  # fmt: skip
+def test_a_configuration_that_is_none_is_not_resumed(config, tmp_path, capsys):
+    (tmp_path / "config.json").write_text(config)
+    code, _, err = run(capsys, "train", "--resume", str(tmp_path))
+    assert code == 2
+    assert len(lines_of(err)) == 1
+    assert re.search("config.json: (not|meta_training has colour)", err)
+
+
+def test_a_pipe_that_is_closed_and_a_disk_that_is_full():
+    command = [sys.executable, "-m", "stepsmith", "tasks"]
+    read, write = os.pipe()
+    os.close(read)
+    closed = subprocess.run(command, stdout=write, stderr=subprocess.PIPE, text=True)
+    os.close(write)
+    assert "Traceback" not in closed.stderr
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True)
+    assert done.returncode == 2
+    assert len(lines_of(done.stderr)) == 1
+
+
+OWN_TASKS = """
+import torch
+from stepsmith.tasks import Quadratic
+class Own(Quadratic):
+    stacking = {stacking!r}
+    def __init__(self):
+        super().__init__(3)
+        {name}
+    def loss(self, *arguments):
+        loss, buffers, metrics = super().loss(*arguments)
+        return {loss}, buffers, metrics
+"""
+
+
+def own_task(folder, stacking="vmap", name="pass", loss="loss"):
+    """A module of the user's with a task, each time under another name."""
+    module = f"own_{len(list(folder.glob('own_*')))}_{abs(hash(folder))}"
+    text = OWN_TASKS.format(stacking=stacking, name=name, loss=loss)
+    (folder / f"{module}.py").write_text(text)
+    return f"{module}:Own"
+
+
+@pytest.mark.parametrize("name", ["self.name = ''", "self.name = 3", "self.name = None",
+                                  "self.name = ' '", "self.name = ['a']"])  # fmt: skip
+def test_a_users_task_needs_a_name(tmp_path, capsys, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    task = own_task(tmp_path, name=name)
+    code, _, err = run(capsys, "bench", "-t", task, "--rounds", "1")
+    assert code == 2
+    assert len(lines_of(err)) == 1
+    assert "its Task needs a name" in err
+
+
+@pytest.mark.parametrize("stacking", ["vmap", "loop", "threads"])
+@pytest.mark.parametrize(
+    ("loss", "match"),
+    [("loss.expand(3)", r"single number .*got \(3,\)"),
+     ("loss.reshape(1)", r"single number .*got \(1,\)"),
+     ("1.0", "single number .*got float"), ("None", "single number .*got NoneType"),
+     ("torch.tensor(2.0)", "depends on no parameter")],
+)  # fmt: skip
+def test_a_users_loss_must_be_a_number_with_a_gradient(
+    tmp_path, capsys, monkeypatch, loss, match, stacking
+):
+    monkeypatch.chdir(tmp_path)
+    task = own_task(tmp_path, loss=loss, stacking=stacking)
+    for command in (
+        ["train", "--horizon", "5", "--steps", "20", "--copies", "2"],
+        ["evaluate", "--steps", "4", "--seeds", "2", "--tuning-seeds", "1", "-b", "adam"],
+        ["bench", "--rounds", "1", "-r", "joined"],
+    ):
+        code, _, err = run(capsys, *command, "-t", task)
+        assert code == 2
+        assert len(lines_of(err)) == 1
+        assert re.search(match, err)
+
+
+def test_importing_a_task_leaves_the_working_folder_last(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    before = list(sys.path)
+    monkeypatch.setattr(sys, "path", list(before))
+    for _ in range(2):
+        assert run(capsys, "bench", "-t", own_task(tmp_path), "--rounds", "1")[0] == 0
+        assert sys.path == [*before, str(tmp_path)]

@@ -5,13 +5,17 @@ from __future__ import annotations
 import errno
 import json
 import os
+from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import save_file
 
 from stepsmith import BUNDLED, LearnedOptimizer, TrainedRule, load, make_rule, save, store
+from stepsmith.hub import PARENTS
 from stepsmith.recipes.paper_a.rules import MANY
+from stepsmith.rules import LSTMRule, Rule
 from stepsmith.store import CheckpointError
 
 
@@ -207,3 +211,240 @@ def test_a_manifest_must_be_plain_json(tmp_path):
     with pytest.raises(TypeError, match="plain JSON values"):
         odd.save(tmp_path / "odd.safetensors")
     assert not list(tmp_path.iterdir())
+
+
+def saved_as(path, tensors=None, *, rule=None, **fields):
+    """A rule's file with other fields in its manifest than were saved."""
+    write_toy(path)
+    held, manifest = store.read(path, "rule")
+    if rule is not None:
+        manifest["rule"]["config"] |= rule
+    store.write(path, held if tensors is None else tensors, {**manifest, **fields})
+    return path
+
+
+@pytest.mark.parametrize(
+    "config",
+    [{"hidden": 16_000}, {"hidden": 2**62}, {"hidden": 10**30}, {"layers": 10**9},
+     {"layers": 10**300}],
+    ids=str,
+)  # fmt: skip
+def test_sizes_are_held_against_the_file_before_anything_is_made(tmp_path, config, monkeypatch):
+    path = saved_as(tmp_path / "toy.safetensors", rule=config)
+    monkeypatch.setattr(torch, "rand", lambda *args, **options: pytest.fail("drawn"))
+    with pytest.raises(CheckpointError, match=r"weights do not fit LSTMRule|must be at most"):
+        load(path)
+
+
+def test_a_users_rule_is_measured_without_its_weights():
+    @dataclass(frozen=True)
+    class Wide(LSTMRule):
+        def init(self, generator=None):
+            drawn = torch.rand(2**40, self.hidden, generator=generator)
+            assert drawn.is_meta
+            return {"wide": drawn}
+
+        shapes = Rule.shapes
+
+    with pytest.raises(CheckpointError, match="'wide' should have shape"):
+        TrainedRule(Wide(), {"wide": torch.ones(2, 2)})
+
+
+def test_a_users_rule_that_cannot_be_measured_so_makes_its_weights():
+    @dataclass(frozen=True)
+    class Counted(LSTMRule):
+        def init(self, generator=None):
+            assert generator is not None
+            return {"counted": torch.ones(int(torch.rand(1, generator=generator).item()) + 2)}
+
+        shapes = Rule.shapes
+
+    TrainedRule(Counted(), {"counted": torch.ones(2)})
+    with pytest.raises(CheckpointError, match="'counted' should have shape"):
+        TrainedRule(Counted(), {"counted": torch.ones(3)})
+
+
+@pytest.mark.parametrize(
+    "rule", [LSTMRule(), LSTMRule(3, 4, "raw"), LSTMRule(bias=False), make_rule("adam")], ids=str
+)
+def test_shapes_are_those_of_the_weights(rule):
+    want = {name: tuple(value.shape) for name, value in rule.init().items()}
+    assert list(rule.shapes()) == list(want.items())
+    assert list(Rule.shapes(rule)) == list(want.items())
+
+
+def deep(levels: int) -> dict:
+    told: dict = {"fingerprint": "f"}
+    for _ in range(levels - 1):
+        told = {"fingerprint": "f", "parent": told}
+    return told
+
+
+@pytest.mark.parametrize(
+    ("fields", "says"),
+    [
+        ({"horizon": "100"}, "manifest.horizon should be a whole number >= 1, is '100'"),
+        ({"horizon": 0}, "horizon"),
+        ({"horizon": 1.5}, "horizon"),
+        ({"horizon": True}, "horizon"),
+        ({"horizon": None}, "horizon"),
+        ({"horizon": 10**40}, "horizon"),
+        ({"name": 3}, "manifest.name should be a text, is 3"),
+        ({"name": ["a"]}, "name"),
+        ({"name": "half \ud800"}, "name"),
+        ({"tasks": "mlp"}, "manifest.tasks should be a list, is 'mlp'"),
+        ({"tasks": ["mlp", 3]}, r"tasks\[1\] should be a text, is 3"),
+        ({"tasks": {"mlp": 1}}, "tasks"),
+        ({"seconds": "1"}, "manifest.seconds should be a finite number >= 0, is '1'"),
+        ({"seconds": -1.0}, "seconds"),
+        ({"seconds": float("nan")}, "seconds"),
+        ({"core_seconds": float("inf")}, "core_seconds"),
+        ({"inner_steps": 1.0}, "inner_steps"),
+        ({"parameters": [1, "2"]}, r"parameters\[1\]"),
+        ({"meta_training": []}, "meta_training should be a mapping"),
+        ({"meta_training": {"loss": {"a": 1}}}, "meta_training.loss"),
+        ({"meta_training": {"validation_split": 3}}, "meta_training.validation_split"),
+        ({"validation": 3.0}, "validation should be a mapping"),
+        ({"validation": {"score": "low"}}, "validation.score"),
+        ({"validations": {"a": 1}}, "validations should be a list"),
+        ({"validations": [{"score": 1.0}]}, r"validations\[0\] lacks 'inner_steps'"),
+        ({"validations": [{"score": None, "inner_steps": 1}]}, r"validations\[0\].score"),
+        ({"curriculum": [3]}, r"curriculum\[0\] should be a mapping"),
+        ({"curriculum": [{"horizon": 5, "inner_steps": 3}]}, "lacks 'ended'"),
+        ({"curriculum": [{"horizon": "5", "inner_steps": 3, "ended": ""}]}, "horizon"),
+        ({"machine": "big"}, "machine should be a mapping"),
+        ({"machine": {"processor": ["a"]}}, "machine.processor"),
+        ({"data": 3}, "data"),
+        ({"licence": None}, "licence"),
+        ({"version": 1}, "version"),
+        ({"torch": 2}, "torch"),
+        ({"changed_afterwards": []}, "changed_afterwards"),
+        ({"trust": 0.5}, "manifest.trust should be a mapping"),
+        ({"trust": {"far": "1"}}, "manifest.trust.far should be a finite number, is '1'"),
+        ({"trust": {"far": float("inf")}}, "manifest.trust.far"),
+        ({"parent": None}, "parent should be a mapping"),
+        ({"parent": {"name": "a"}}, "parent lacks 'fingerprint'"),
+        ({"parent": {"fingerprint": "f", "horizon": -1}}, "manifest.parent.horizon"),
+        ({"parent": deep(PARENTS + 1)}, "more than 256 parents"),
+    ],
+    ids=lambda value: str(value)[:40] if isinstance(value, dict) else "",
+)
+def test_manifests_are_typed(tmp_path, fields, says):
+    path = saved_as(tmp_path / "toy.safetensors", **fields)
+    with pytest.raises(CheckpointError, match=says) as caught:
+        load(path)
+    message = str(caught.value)
+    assert message.startswith(str(path))
+    assert "\n" not in message
+    assert len(message) < len(str(path)) + 200
+    trained = toy()
+    with pytest.raises(CheckpointError, match=says):
+        TrainedRule(trained.rule, trained.weights, fields)
+
+
+def test_what_later_versions_say_is_kept(tmp_path):
+    told = {"later": {"deep": [1, None, "x"]}, "parent": deep(PARENTS)}
+    loaded = load(saved_as(tmp_path / "toy.safetensors", **told))
+    assert {key: loaded.manifest[key] for key in told} == told
+
+
+def test_scores_of_runs_that_diverged_are_numbers(tmp_path):
+    scores = [float("inf"), float("nan"), 1e300, 3]
+    told = [{"inner_steps": 1, "score": score} for score in scores]
+    loaded = load(saved_as(tmp_path / "toy.safetensors", validations=told))
+    assert [point["score"] for point in loaded.manifest["validations"]][2:] == scores[2:]
+
+
+@pytest.mark.parametrize(
+    "path", sorted((Path(__file__).parent.parent / "results").rglob("rule.safetensors")),
+    ids=lambda path: path.parent.name,
+)  # fmt: skip
+def test_rules_of_the_results_load(path):
+    load(path)
+
+
+def test_a_longer_manifest_is_a_documented_limit(tmp_path, monkeypatch):
+    path = saved_as(tmp_path / "toy.safetensors", notes="x" * 2000)
+    load(path)
+    monkeypatch.setattr(store, "LONGEST_MANIFEST", 1000)
+    with pytest.raises(CheckpointError, match="LONGEST_MANIFEST"):
+        load(path)
+
+
+def test_what_is_saved_to_a_folder_is_loaded_of_it(tmp_path):
+    assert save(toy(), tmp_path) == tmp_path / "rule.safetensors"
+    assert load(tmp_path).name == "toy"
+    assert [path.name for path in tmp_path.iterdir()] == ["rule.safetensors"]
+
+
+def test_what_is_saved_without_a_suffix_is_loaded_without(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("own", "deep/own", "./dot"):
+        save(toy(), name)
+        assert load(name).name == "toy"
+
+
+@pytest.mark.parametrize("give", [load, lambda path: save(toy(), path), LearnedOptimizer])
+@pytest.mark.parametrize("path", ["", "a\0b"], ids=["empty", "nul"])
+def test_no_path_is_an_error(tmp_path, monkeypatch, give, path):
+    monkeypatch.chdir(tmp_path)
+    save(toy(), ".")
+    with pytest.raises(ValueError, match="is no path"):
+        give(path) if give is not LearnedOptimizer else give([torch.zeros(1)], path)
+    assert [path.name for path in tmp_path.iterdir()] == ["rule.safetensors"]
+
+
+def test_what_is_no_path_at_all():
+    for wrong in (3, None, b"toy"):
+        with pytest.raises(TypeError, match="expected the path of a file"):
+            load(wrong)
+
+
+def test_bundled_names_where_something_of_the_name_is_there(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("mlp-mnist.safetensors", "general-warmed/rule.safetensors"):
+        save(toy(), name)
+    assert load("mlp-mnist").name == "mlp-mnist"
+    assert load("general-warmed").name == "general-warmed"
+    (tmp_path / "mlp-mnist.safetensors").rename(tmp_path / "mlp-mnist")
+    assert load("mlp-mnist").name == "toy"
+    assert load("./general-warmed").name == "toy"
+
+
+@pytest.mark.parametrize("name", ["pipe", "pipe.safetensors"])
+def test_pipes_do_not_wait(tmp_path, name):
+    os.mkfifo(tmp_path / name)
+    with pytest.raises(CheckpointError, match="it is a pipe"):
+        load(tmp_path / name)
+
+
+@pytest.mark.parametrize(
+    ("config", "says"),
+    [
+        ({"bias": "false"}, "bias must be true or false"),
+        ({"start": "0"}, "start must be a number"),
+        ({"step_scale": True}, "step_scale must be a number"),
+        ({"inputs": ["raw"]}, "inputs must be a text"),
+        ({"hidden": 3.0}, "hidden must be a whole number"),
+        ({"a\nb\x1b": 1}, r"no field a\\nb\\x1b"),
+    ],
+)
+def test_fields_of_a_rule_are_typed(tmp_path, config, says):
+    path = saved_as(tmp_path / "toy.safetensors", rule=config)
+    with pytest.raises(CheckpointError, match=says):
+        load(path)
+
+
+@pytest.mark.parametrize(
+    "described",
+    [None, [], "LSTMRule", {"class": [], "config": {}}, {"class": "LSTMRule", "config": []},
+     {"class": "LSTMRule", "config": "ab"}, {"class": {}, "config": None}],
+    ids=str,
+)  # fmt: skip
+def test_descriptions_that_are_none(tmp_path, described):
+    path = saved_as(tmp_path / "toy.safetensors")
+    tensors, manifest = store.read(path, "rule")
+    store.write(path, tensors, {**manifest, "rule": described})
+    with pytest.raises(CheckpointError) as caught:
+        load(path)
+    assert "\n" not in str(caught.value)

@@ -5,20 +5,21 @@ from __future__ import annotations
 import dataclasses
 import functools
 import importlib.machinery
+import itertools
 import json
 import logging
 import shlex
 import signal
 import statistics
 import sys
+import traceback
+import unicodedata
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 import torch
 import typer
-from rich.markup import escape
-from rich.table import Table
 
 from stepsmith import demo as demonstration
 from stepsmith import store, tables
@@ -31,17 +32,19 @@ from stepsmith.kernels import BACKENDS, resolve
 from stepsmith.machine import require_device
 from stepsmith.meta.checkpoint import RULE
 from stepsmith.meta.config import MetaTrainConfig
-from stepsmith.meta.curriculum import train_curriculum
+from stepsmith.meta.curriculum import curriculum_stages, train_curriculum
 from stepsmith.meta.episodes import joint_name
 from stepsmith.meta.progress import require_tensorboard
 from stepsmith.meta.trainer import meta_train
-from stepsmith.names import file_name
+from stepsmith.names import file_name, shown
 from stepsmith.optim import LearnedOptimizer
+from stepsmith.recipes import SCALES
 from stepsmith.recipes import command as recipe_commands
 from stepsmith.report import new_run_folder, refuse_results, rerender, write_results
 from stepsmith.report.folder import PAGE
 from stepsmith.report.verdict import verdicts
 from stepsmith.rules import CLASSIC, LEARNED, make_rule
+from stepsmith.rules.base import require_choice
 from stepsmith.store import CheckpointError, require_place
 from stepsmith.tasks import (
     DATA_SETS,
@@ -55,14 +58,17 @@ from stepsmith.tasks import (
 )
 from stepsmith.tasks.networks.mlp import ACTIVATIONS
 from stepsmith.terminal import (
+    FAULT,
     INTERRUPTED,
     STOPS,
+    Terminal,
     Warnings,
     guarded,
     hangs_on,
     lasting,
-    talking,
+    mistake,
     telling,
+    users_code,
 )
 
 app = typer.Typer(
@@ -71,7 +77,10 @@ app = typer.Typer(
     rich_markup_mode="rich",
 )  # fmt: skip
 app.add_typer(recipe_commands.app, name="recipe")
-console = talking()
+console = Terminal()
+
+# Of click's, or of the copy that comes with typer.
+_UsageError: Any = typer.BadParameter.__base__
 
 TaskOption = Annotated[
     str, typer.Option("--task", "-t", help="Task by name (`stepsmith tasks`) or module:function.")
@@ -182,8 +191,6 @@ def train(
     if steps is None and seconds is None:
         seconds = 120.0
     budget = {"seconds": seconds} if steps is None else {"steps": steps}
-    if any(amount is not None and amount <= 0 for amount in (seconds, steps)):
-        raise ValueError("train: the budget, --seconds or --steps, must be above 0")
     optional = {
         "teacher_lr": teacher_lr, "balance": balance, "patience": patience,
         "checkpoint_seconds": checkpoint_seconds,
@@ -207,10 +214,6 @@ def train(
         config = _resumed(folder, config, typed, out=out, run_code=run_code)
     elif run_code:
         raise ValueError("train: --run-code goes with --resume; tasks that you name are imported")
-    settings = dict(config["meta_training"])
-    if settings.pop("horizons", None):
-        settings["window"] = None  # each stage finds its own
-    MetaTrainConfig(**settings)
     if tensorboard:
         require_tensorboard()
     if folder is None:
@@ -218,14 +221,12 @@ def train(
     made = [_made(config, name) for name in config["tasks"]]
     title = joint_name(made)
     made_rule = make_rule(config["rule"], **config["rule_arguments"])
+    _require_settings(config["meta_training"])
     if folder is None:
         label = title if len(made) > 1 else config["tasks"][0]
         folder = new_run_folder(out, f"train-{file_name(label)}")
         store.write_bytes(folder / "config.json", json.dumps(config, indent=2).encode())
-    console.print(
-        f"Meta-training [bold]{config['rule']}[/] on [bold]{escape(title)}[/] in "
-        f"{escape(str(folder))}"
-    )
+    console.print(f"Meta-training {config['rule']} on {title} in {folder}", style="bold")
     console.print("Ctrl-C finishes the window and saves; --resume continues.", style="dim")
     learn = train_curriculum if "horizons" in config["meta_training"] else meta_train
     trained = learn(
@@ -239,7 +240,7 @@ def train(
     )
     if not (folder / RULE).exists():
         trained.save(folder / RULE)  # there may be room by now; where not, this says so
-    console.print(f"The optimizer: {folder / RULE}", markup=False)
+    console.print(f"The optimizer: {folder / RULE}")
     records = Records()
     key = Key(
         recipe="train", scale="full", task=title,
@@ -268,7 +269,7 @@ def evaluate_command(
     tuning_seeds: Annotated[int, typer.Option(help="Runs of each rate.")] = 8,
     timing: Annotated[bool, typer.Option(help="Measure seconds per step.")] = True,
     recipe: Annotated[str, typer.Option(help="Name in the records.")] = "evaluate",
-    scale: Annotated[str, typer.Option(help="full, small or quick.")] = "full",
+    scale: Annotated[str, typer.Option(help="full, hundred, small or quick.")] = "full",
     folder: Annotated[Path | None, typer.Option(help="Write exactly here.")] = None,
     cache: CacheDir = None,
     source: Source = "auto",
@@ -277,6 +278,7 @@ def evaluate_command(
     out: Out = Path("runs"),
 ) -> None:
     """Compare rules with tuned baselines on fresh starts of a task."""
+    require_choice("evaluate", "scale", scale, tuple(SCALES))
     _require_places(folder, out, cache)
     config: dict[str, Any] = {
         "task": task, "source": source, "data_dir": str(data_dir) if data_dir else None,
@@ -296,7 +298,7 @@ def evaluate_command(
     def show(rows: list[dict[str, Any]]) -> None:
         console.print(tables.losses(rows))
         for sentence in verdicts(rows):
-            console.print(sentence, markup=False)
+            console.print(sentence)
 
     _conclude(
         result.records, folder, out, f"evaluate-{file_name(task)}", show, recipe=recipe,
@@ -321,7 +323,7 @@ def transfer_command(
     tuning_seeds: Annotated[int, typer.Option(help="Runs of each rate.")] = 8,
     timing: Annotated[bool, typer.Option(help="Measure seconds per step.")] = True,
     recipe: Annotated[str, typer.Option(help="Name in the records.")] = "transfer",
-    scale: Annotated[str, typer.Option(help="full, small or quick.")] = "full",
+    scale: Annotated[str, typer.Option(help="full, hundred, small or quick.")] = "full",
     folder: Annotated[Path | None, typer.Option(help="Write exactly here.")] = None,
     cache: CacheDir = None,
     source: Source = "auto",
@@ -333,6 +335,7 @@ def transfer_command(
 
     Interrupted, the same command goes on where it stopped (by the cache, OUT/cache by default).
     """
+    require_choice("transfer", "scale", scale, tuple(SCALES))
     kept = cache if cache is not None else out / "cache"
     _require_places(folder, out, kept)
     config: dict[str, Any] = {
@@ -387,14 +390,18 @@ def bench(
     count = sum(value.numel() for value in made.init(generator)[0].values())
     with console.status(f"timing {made.name}"):
         times = seconds_per_step(made, optimizers, rounds=rounds)
-    table = Table("optimizer", "backend", "step, ms", "ns a parameter", "share of training")
+    table = tables.table_of(
+        "optimizer", "backend", "step, ms", "ns a parameter", "share of training"
+    )
     for name, taken in times.items():
         step = statistics.median(one.whole - one.gradient for one in taken)
         share = statistics.median((one.whole - one.gradient) / one.whole for one in taken)
         used = ""
         if name in named:
             used = resolve(named[name].rule, backend, torch.float32, made.device)
-        table.add_row(name, used, f"{step * 1e3:.3g}", f"{step / count * 1e9:.3g}", f"{share:.0%}")
+        tables.add_row(
+            table, name, used, f"{step * 1e3:.3g}", f"{step / count * 1e9:.3g}", f"{share:.0%}"
+        )
     console.print(table)
     gradient = statistics.median(one.gradient for taken in times.values() for one in taken)
     console.print(
@@ -415,7 +422,7 @@ def _any_rule(name: str) -> TrainedRule:
 @guarded
 def report(folder: Annotated[Path, typer.Argument(help="Folder of a run.")]) -> None:
     """Draw a run's figures and page again, from its records alone."""
-    console.print(f"Report: {rerender(folder)}", markup=False)
+    console.print(f"Report: {rerender(folder)}")
 
 
 @app.command()
@@ -435,7 +442,7 @@ def tasks() -> None:
         ("data sets", [*DATA_SETS, *KNOWN_TEXTS]),
         ("tasks", ["quadratic", "NETWORK-DATA", "module:function"]),
     ):
-        console.print(f"{label}: {', '.join(names)}", markup=False)
+        console.print(f"{label}: {', '.join(names)}")
     console.print(
         "Such as mlp-mnist, mlp32x32-tanh-fashion_mnist, cnn8x16-bn-mnist or bert-e2e; DATA may be "
         "any image set (for a BERT, any text set) by name, hub id or folder too, and variants of "
@@ -458,6 +465,7 @@ def _made(config: dict[str, Any], name: str) -> Task:
     """A task by name, where a configuration says that data come from and tasks run."""
     device = config.get("device", "cpu")
     require_device(device)
+    recipe_commands.require_data(config["source"], config["data_dir"])
     if ":" not in name:
         where = {key: config[key] for key in ("source", "data_dir")}
         return make_task(name, **where, device=device)
@@ -466,7 +474,16 @@ def _made(config: dict[str, Any], name: str) -> Task:
             f"task {name!r}: --device is for tasks made by name; make your own there, such as by "
             f"Task.from_module(..., device={device!r})"
         )
-    return make_task(name)  # a user's own function gets no options of ours
+    with users_code(name):
+        return make_task(name)  # a user's own function gets no options of ours
+
+
+def _require_settings(given: dict[str, Any]) -> None:
+    """Check the settings of a meta-training before a folder is made for it."""
+    if "horizons" in given:
+        curriculum_stages(**given)
+    else:
+        MetaTrainConfig(**given).require_a_window("meta_train")
 
 
 def _numbers(text: str | None) -> list[float] | None:
@@ -529,24 +546,22 @@ def _conclude(
     if failed is not None:
         raise failed
     done = where / PAGE
-    console.print(f"Report: {done}" if done.exists() else f"Results: {where}", markup=False)
+    console.print(f"Report: {done}" if done.exists() else f"Results: {where}")
 
 
-_CONFIG = {
+_CONFIG: dict[str, Any] = {
     "tasks": list, "source": str, "data_dir": str | None, "device": str, "rule": str,
     "rule_arguments": dict, "meta_training": dict, "name": str | None, "command": str,
 }  # fmt: skip
-"""What `config.json` of a meta-training holds."""
+"""What `config.json` of a meta-training holds that a run goes on from."""
 
 
 def _read_config(folder: Path) -> dict[str, Any]:
     path = folder / "config.json"
     try:
-        config = json.loads(path.read_text())
-    except FileNotFoundError:
-        raise ValueError(f"{path}: no such file; --resume takes the folder of a run") from None
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{path}: not a readable configuration ({error})") from None
+        config = store.read_json(path)
+    except CheckpointError as error:
+        raise ValueError(f"{error}; --resume takes the folder of a run") from None
     if isinstance(config, dict):
         config.setdefault("device", "cpu")  # which the first versions did not write
     odd = [
@@ -639,27 +654,64 @@ def _command() -> str:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Run the command line; a user's mistake is one line and exit code 2, never a traceback."""
+    """Run the command line; a user's mistake is one line and exit code 2, never a traceback. A
+    fault of this library is a traceback and exit code 1."""
+    given = sys.argv[1:] if arguments is None else arguments
     with lasting() as streams:
-        logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[Warnings()])
+        logging.basicConfig(level=logging.WARNING, handlers=[Warnings()])
         # Being asked to stop is an interruption, however it is asked.
         for number in STOPS:
             if number != signal.SIGINT and not hangs_on(number):
                 signal.signal(number, signal.default_int_handler)
         try:
-            app(arguments, standalone_mode=True)
-        except KeyboardInterrupt:
+            _require_values(given)
+            code = app(arguments, standalone_mode=False)
+        except (KeyboardInterrupt, typer.Abort):
             _fail(INTERRUPTED)
-        except (ValueError, TypeError, OSError, RuntimeError, ArithmeticError) as error:
-            _fail(f"{error}" if str(error) else type(error).__name__)
-        except SystemExit as ended:
-            for stream in streams:
-                stream.flush()
-                if stream.lost is not None and not ended.code:
-                    _fail(f"not all that was to be printed could be ({stream.lost})")
-            raise
+        except _UsageError as error:
+            if type(error).__name__ == "NoArgsIsHelpError":
+                error.show()
+                raise SystemExit(2) from None
+            asked = error.ctx.command_path if error.ctx is not None else "stepsmith"
+            said = error.format_message().rstrip(".") + _given(error, given)
+            _fail(f"{said}; see `{asked} --help`")
+        except Exception as error:
+            said = mistake(error)
+            if said is None:
+                traceback.print_exception(error)
+                print(FAULT, file=sys.stderr)
+                raise SystemExit(1) from None
+            _fail(said)
+        for stream in streams:
+            stream.flush()
+            if stream.lost is not None and not code:
+                _fail(f"not all that was to be printed could be ({stream.lost})")
+        raise SystemExit(code if isinstance(code, int) else 0)
 
 
-def _fail(message: str) -> None:
-    print(f"stepsmith: {' '.join(message.split())}", file=sys.stderr)
+def _given(error: Any, arguments: list[str]) -> str:
+    """What was given for the option that a usage error is about, which it does not say."""
+    names = getattr(getattr(error, "param", None), "opts", ())
+    for argument, following in itertools.pairwise([*arguments, ""]):
+        option, equals, value = argument.partition("=")
+        if option in names:
+            return f", got {value if equals else following!r}"
+    return ""
+
+
+def _require_values(arguments: list[str]) -> None:
+    """No option or argument of ours may be empty, as a shell's variable that is not set is, or hold
+    what cannot be printed."""
+    for place, argument in enumerate(arguments):
+        if any(unicodedata.category(letter) == "Cc" for letter in argument):
+            raise ValueError(f"{argument!r}: holds a control character; leave it out")
+        option, equals, value = argument.partition("=")
+        if not argument.strip() or (argument.startswith("--") and equals and not value.strip()):
+            before = [part for part in arguments[:place] if part.startswith("-")]
+            whose = option if equals else before[-1] if before else "an argument"
+            raise ValueError(f"{whose}: is empty; give a value, or leave it out")
+
+
+def _fail(message: str) -> NoReturn:
+    print(f"stepsmith: {shown(' '.join(message.split()))}", file=sys.stderr)
     raise SystemExit(2)

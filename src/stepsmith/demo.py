@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.markup import escape
+from rich.text import Text
 
 from stepsmith.evaluate import Records, evaluate
 from stepsmith.hub import TrainedRule
-from stepsmith.meta import meta_train
+from stepsmith.meta import MetaTrainConfig, meta_train
 from stepsmith.meta.checkpoint import RULE
 from stepsmith.report import new_run_folder, save_records, write_results
 from stepsmith.report.break_even import break_even
@@ -59,15 +59,17 @@ def demo(*, seconds: float, seed: int, out: Path, command: str, console: Console
     Returns:
         The run's folder, with `report.html` and the optimizer, `rule.safetensors`.
     """
+    settings: dict[str, Any] = {"seconds": seconds, "seed": seed, **META_TRAINING}
+    MetaTrainConfig(**settings)  # before a folder is made
     folder = new_run_folder(out, "demo")
     task = make_task("mlp-mnist", source="sample")
     console.print(
-        f"[bold]1. Meta-training[/] a small LSTM to train the MLP 784-20-10 on {task.data_name}, "
-        f"100 steps an episode, for {seconds:.0f} s."
+        Text("1. Meta-training", "bold"),
+        f"a small LSTM to train the MLP 784-20-10 on {task.data_name}, 100 steps an episode, for "
+        f"{seconds:.0f} s.",
     )
     trained = meta_train(
-        task, "joined", out=folder, progress=True, name="demo", seconds=seconds,
-        seed=seed, **META_TRAINING,
+        task, "joined", out=folder, progress=True, name="demo", **settings
     )  # fmt: skip
     records = Records()
     config = {
@@ -76,8 +78,8 @@ def demo(*, seconds: float, seed: int, out: Path, command: str, console: Console
     with telling(console) as say:
         for number, stage in enumerate(STAGES, 2):
             console.print(
-                f"[bold]{number}. Training {stage.task}[/], {stage.role}: {stage.seeds} fresh "
-                f"starts; {', '.join(stage.baselines)} tuned."
+                Text(f"{number}. Training {stage.task}", "bold").append(",", "not bold"),
+                f"{stage.role}: {stage.seeds} fresh starts; {', '.join(stage.baselines)} tuned.",
             )
             records.extend(_compare(stage, trained, say))
             try:  # so that `stepsmith report` has something where a later stage is interrupted
@@ -91,14 +93,15 @@ def demo(*, seconds: float, seed: int, out: Path, command: str, console: Console
         )  # fmt: skip
     console.print()
     for sentence in verdicts(summary["rows"]):
-        console.print(sentence, markup=False)
+        console.print(sentence)
     for sentence in cost_sentences(break_even(summary["rows"], records)):
-        console.print(sentence, markup=False)
+        console.print(sentence)
+    console.print()
     if (folder / PAGE).exists():
-        console.print(f"\nReport     [bold]{escape(str(folder / PAGE))}[/]")
+        console.print(f"Report     {folder / PAGE}", style="bold")
     if not (folder / RULE).exists():
         trained.save(folder / RULE)  # there may be room by now; where not, this says so
-    console.print(f"Optimizer  [bold]{escape(str(folder / RULE))}[/]")
+    console.print(f"Optimizer  {folder / RULE}", style="bold")
     return folder
 
 

@@ -33,15 +33,36 @@ def machine() -> dict[str, str | int]:
     return found
 
 
-def require_device(device: str) -> None:
-    """Check that a device is there.
+def require_device(device: torch.device | str) -> None:
+    """Check that tasks can run on a device.
 
     Raises:
-        ValueError: a GPU where PyTorch sees none.
-        RuntimeError: no name of a device.
+        ValueError: no name of a device, a GPU or another accelerator that PyTorch does not see, a
+            number of one that is not there, or a device that holds no numbers.
+        TypeError: neither a name nor a `torch.device`.
     """
-    if torch.device(device).type == "cuda" and not torch.cuda.is_available():
-        raise ValueError(f"device {device}: this PyTorch sees no GPU; use cpu")
+    if not isinstance(device, str | torch.device):
+        raise TypeError(f"device must be a name such as cpu or cuda, got {device!r}")
+    try:
+        found = torch.device(device)
+    except RuntimeError:
+        found = None
+    # PyTorch takes the number of a device modulo 256.
+    if found is None or str(found) != str(device):
+        raise ValueError(f"device {device!r}: no name of a device; use cpu, cuda or cuda:NUMBER")
+    if found.type == "cpu":
+        if found.index:
+            raise ValueError(f"device {device}: there is one CPU to PyTorch; use cpu")
+    elif found.type == "cuda":
+        if not torch.cuda.is_available():
+            raise ValueError(f"device {device}: this PyTorch sees no GPU; use cpu")
+        if found.index is not None and found.index >= torch.cuda.device_count():
+            raise ValueError(
+                f"device {device}: this PyTorch sees {torch.cuda.device_count()} GPUs, numbered "
+                "from 0; use one of them"
+            )
+    elif found.type != "mps" or not torch.backends.mps.is_available() or found.index:
+        raise ValueError(f"device {device}: not one that tasks can run on here; use cpu or cuda")
 
 
 def start_peak(device: torch.device | str = "cpu") -> int:

@@ -5,23 +5,39 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from stepsmith.hub import TrainedRule
+from stepsmith.names import shown
+
+
+def table_of(*head: str, **options: Any) -> Table:
+    """A table with these heads, whatever they say."""
+    table = Table(**options)
+    for text in head:
+        table.add_column(Text(shown(text)))
+    return table
+
+
+def add_row(table: Table, *cells: str | Text, style: str | None = None) -> None:
+    """Add a line whose texts are shown as they are: no markup, no control characters."""
+    shown_cells = (Text(shown(cell)) if isinstance(cell, str) else cell for cell in cells)
+    table.add_row(*shown_cells, style=style)
 
 
 def losses(rows: list[dict[str, Any]]) -> Table:
     """The losses of a summary's rows."""
-    shown = [row for row in rows if row["metric"] in ("mean_train_loss", "final_train_loss")]
-    table = Table("task", "optimizer", "metric", "mean", "95 %", "ratio", "diverged")
-    for row in sorted(shown, key=lambda r: (r["task"], r["metric"], r["mean"] or 9e9)):
+    told = [row for row in rows if row["metric"] in ("mean_train_loss", "final_train_loss")]
+    table = table_of("task", "optimizer", "metric", "mean", "95 %", "ratio", "diverged")
+    for row in sorted(told, key=lambda r: (r["task"], r["metric"], r["mean"] or 9e9)):
         ratio = "" if row["ratio"] is None else f"{row['ratio']:.3f}"
         interval = f"{row['low']:.4g} to {row['high']:.4g}" if row["low"] is not None else ""
         metric = row["metric"].replace("_train_loss", " loss")
-        table.add_row(
-            escape(row["task"]), escape(row["optimizer"]), metric, f"{row['mean']:.4g}", interval,
-            ratio, f"{row['diverged']}/{row['seeds']}",
+        mean = "" if row["mean"] is None else f"{row['mean']:.4g}"
+        add_row(
+            table, row["task"], row["optimizer"], metric, mean, interval, ratio,
+            f"{row['diverged']}/{row['seeds']}",
             style="bold" if row["kind"] == "learned" else None,
         )  # fmt: skip
     return table
@@ -37,20 +53,22 @@ def matrix(cells: list[dict[str, Any]], label: str) -> Table:
     """
     found = {(cell["rule"], cell["task"]): cell for cell in cells}
     tasks = list(dict.fromkeys(cell["task"] for cell in cells))
-    table = Table(f"{label}, ratio", *map(escape, tasks))
+    table = table_of(f"{label}, ratio", *tasks)
     for rule in dict.fromkeys(cell["rule"] for cell in cells):
         own = [found.get((rule, task)) for task in tasks]
-        table.add_row(escape(rule), *("" if cell is None else _cell(cell) for cell in own))
+        add_row(table, rule, *("" if cell is None else _cell(cell) for cell in own))
     return table
 
 
-def _cell(cell: dict[str, Any]) -> str:
-    lines = ["" if cell["ratio"] is None else f"{cell['ratio']:.3f}"]
+def _cell(cell: dict[str, Any]) -> Text:
+    lines = [Text("" if cell["ratio"] is None else f"{cell['ratio']:.3f}")]
     if cell["low"] is not None and cell["high"] is not None:
-        lines.append(f"{cell['low']:.3f} to {cell['high']:.3f}")
+        lines.append(Text(f"{cell['low']:.3f} to {cell['high']:.3f}"))
     if cell["diverged"]:
-        lines.append(f"[red]{cell['diverged']:.0%} diverged[/]")
-    return "\n".join(f"[bold]{line}[/]" if cell["own"] and line else line for line in lines)
+        lines.append(Text(f"{cell['diverged']:.0%} diverged", "red"))
+    whole = Text("\n").join(lines)
+    whole.style = "bold" if cell["own"] else ""
+    return whole
 
 
 def described(trained: TrainedRule) -> Table:
@@ -79,7 +97,7 @@ def described(trained: TrainedRule) -> Table:
     ]
     table = Table(show_header=False, box=None, pad_edge=False)
     for label, value in lines:
-        table.add_row(f"[bold]{label}", value)
+        add_row(table, Text(label, "bold"), value)
     return table
 
 
@@ -87,4 +105,4 @@ def _machine(machine: dict[str, Any]) -> str:
     """A manifest's machine in words."""
     told = [machine.get("processor"), machine.get("accelerator")]
     told.append(f"{machine.get('threads')} threads on {machine.get('cores')} cores")
-    return ", ".join(part for part in told if part)
+    return ", ".join(str(part) for part in told if part)

@@ -56,4 +56,14 @@ def gradients(steps: int, copies: int, n: int) -> torch.Tensor:
 
 
 def assert_near(one: torch.Tensor, two: torch.Tensor) -> None:
-    torch.testing.assert_close(one, two, rtol=1e-5, atol=1e-5 * float(two.abs().max()) + 1e-30)
+    """Equal to float32 rounding, which differs from processor to processor.
+
+    Where a coordinate's mean gradient all but cancels, rounding decides the digits that are left,
+    and their logarithm differs by more: one number in a thousand may be off by a thousandth of the
+    largest.
+    """
+    assert (one.shape, one.dtype) == (two.shape, two.dtype)
+    largest = float(two.abs().max()) + 1e-30
+    torch.testing.assert_close(one, two, rtol=1e-5, atol=1e-3 * largest)
+    far = ~torch.isclose(one, two, rtol=1e-5, atol=1e-5 * largest)
+    assert float(far.double().mean()) <= 1e-3

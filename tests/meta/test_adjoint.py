@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -252,3 +253,34 @@ def test_a_sample_needs_a_generator(tiny_task):
     stepper = RuleStepper(rule, weights, copies.theta, copies.layout)
     with pytest.raises(ValueError, match=r"a fraction of 0\.5 is drawn: pass a generator"):
         adjoint_window(copies, stepper, weights, 3, fraction=0.5)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"steps": 0}, {"steps": 2.0}, {"steps": "4"}, {"kind": "median"}, {"kind": None},
+        {"losses": "during"}, {"losses": 1}, {"fraction": 0}, {"fraction": math.nan},
+        {"fraction": "1"}, {"fraction": 1.5}, {"discount": 0}, {"discount": math.inf},
+        {"discount": "1"}, {"horizon": 1}, {"horizon": 2.5}, {"ages": [0]}, {"generator": 0},
+        {"copies": 3},
+    ],
+)  # fmt: skip
+def test_arguments_of_a_window_are_checked_before_a_copy_moves(wrong):
+    rule = make_rule("joined")
+    weights = {k: v.requires_grad_() for k, v in rule.init(torch.Generator()).items()}
+    copies = Copies(Quadratic(3), [0, 1])
+    before = copies.theta.clone()
+    stepper = RuleStepper(rule, weights, copies.theta, copies.layout)
+    given = {"copies": copies, "steps": 2, **wrong}
+    with pytest.raises((ValueError, TypeError), match="must"):
+        adjoint_window(given.pop("copies"), stepper, weights, given.pop("steps"), **given)
+    assert torch.equal(copies.theta, before)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"task": "quadratic"}, {"seeds": 3}, {"seeds": []}, {"seeds": [0.5]}, {"seeds": [-1]}],
+)
+def test_copies_of_other_types(wrong):
+    with pytest.raises((ValueError, TypeError), match="Copies: "):
+        Copies(**{"task": Quadratic(3), "seeds": [0], **wrong})

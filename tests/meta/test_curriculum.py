@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 
@@ -138,3 +139,26 @@ def test_bad_curricula_are_refused(bad, match):
         train_curriculum(Quadratic(3), **{"horizons": (4, 8), "steps": 100, **SMALL, **bad})
     with pytest.raises(ValueError, match="budget"):
         train_curriculum(Quadratic(3), horizons=(4, 8))
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        {"horizons": 100}, {"horizons": "48"}, {"horizons": (4.0, 8)}, {"horizons": (True, 8)},
+        {"shares": 2}, {"shares": ("1", 1)}, {"shares": (1, math.nan)}, {"look_ahead": "no"},
+        {"look_ahead": 1}, {"seed": "0"}, {"seed": -1}, {"window": "4"}, {"window": 2.5},
+        {"patience": 1.5}, {"steps": 7}, {"steps": 100.5},
+    ],
+)  # fmt: skip
+def test_arguments_of_other_types_are_refused_before_the_first_stage(bad, tmp_path):
+    given = {"horizons": (4, 8), "steps": 100, **SMALL, **bad}
+    with pytest.raises((ValueError, TypeError), match=r"must|smaller than one window"):
+        train_curriculum(Quadratic(3), out=tmp_path / "run", **given)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_stage_whose_share_is_less_than_a_window_still_has_one():
+    trained = train_curriculum(
+        Quadratic(3), horizons=(4, 8), shares=(99, 1), steps=100, patience=None, **SMALL
+    )
+    assert trained.manifest["curriculum"][-1]["updates"] >= 1

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
+import math
 import os
 import signal
 import time
 
+import numpy as np
 import pytest
 import torch
 
@@ -281,6 +285,75 @@ def test_weights_that_require_gradients_are_no_obstacle():
     assert meta_train(Quadratic(3), first, steps=20, horizon=5).horizon == 5
 
 
+@pytest.mark.parametrize(
+    ("config", "window"),
+    [({"horizon": 1000}, 1000), ({"horizon": 40, "window": 10}, 10), ({}, 100)],
+)
+def test_a_budget_smaller_than_one_window_is_refused(config, window, tmp_path):
+    with pytest.raises(ValueError, match=f"5 steps is smaller than one window, of {window:,};"):
+        meta_train(Quadratic(3), steps=5, out=tmp_path / "run", **config)
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_update_that_takes_more_than_the_budget_says_so(caplog):
+    done = meta_train(Quadratic(3), steps=10, horizon=5, copies=2, accumulate=3, validations=1)
+    assert done.manifest["inner_steps"] == 30
+    assert "one update takes 30 steps (5 a window, 2 copies, 3 windows an update)" in caplog.text
+
+
+NO_COUNTS = [0, -1, 1.5, 2.0, math.nan, "3", True, torch.tensor(3), 10**30]
+
+
+@pytest.mark.parametrize(
+    ("name", "values"),
+    [
+        *((name, NO_COUNTS) for name in ("steps", "horizon", "copies", "accumulate", "samples",
+                                         "window", "patience", "validations", "validation_copies",
+                                         "validation_horizon")),
+        *((name, [0.0, -1.0, math.nan, math.inf, 1e99, "1", True, [1.0]])
+          for name in ("lr", "clip", "teacher_lr", "checkpoint_seconds")),
+        *((name, [-0.1, 1.1, math.nan, "0.5", None, True])
+          for name in ("fraction", "discount", "final_lr", "warmup", "weight_decay", "imitation")),
+        *((name, ["", "x", 0, ["mean"]])
+          for name in ("loss", "losses", "balance", "teacher", "validation_loss",
+                       "validation_split")),
+        ("proportions", [3, "2,1", [0.0], [1, math.nan], ["1"], [True], torch.ones(2)]),
+        ("seed", [-1, 1.0, "0", True, None, 2**64]),
+    ],
+)  # fmt: skip
+def test_settings_of_other_types_or_out_of_range(name, values):
+    for value in values:
+        with pytest.raises((ValueError, TypeError), match=f"meta_train: {name}.* must"):
+            MetaTrainConfig(**{"steps": 1000, name: value})
+
+
+def test_what_may_be_none():
+    optional = ("window", "samples", "proportions", "validation_horizon", "validation_loss",
+                "patience")  # fmt: skip
+    MetaTrainConfig(steps=1000, **dict.fromkeys(optional))
+    for name in ("horizon", "copies", "lr", "clip", "validations"):
+        with pytest.raises(TypeError, match=f"{name} must be"):
+            MetaTrainConfig(steps=1000, **{name: None})
+
+
+def test_settings_take_numpys_numbers():
+    given = MetaTrainConfig(steps=np.int64(100), lr=np.float32(0.5), proportions=np.array([2, 1]))
+    assert given == MetaTrainConfig(steps=100, lr=0.5, proportions=(2, 1))
+    json.dumps(dataclasses.asdict(given))
+
+
 def test_a_run_that_never_improved_says_so(caplog):
     meta_train(Quadratic(3), "joined", steps=10, horizon=5, lr=1e-30, validations=1)
     assert "no validation was better than the first" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"task": 5}, {"rule": 5}, {"rule": None}, {"out": 5}, {"name": 5}, {"on_window": 5},
+     {"resume": "no"}, {"progress": 1}, {"tensorboard": None}],
+)  # fmt: skip
+def test_arguments_of_other_types(wrong):
+    given = {"task": Quadratic(3), "rule": "joined", "steps": 200, **wrong}
+    (name,) = wrong
+    with pytest.raises(TypeError, match=f"meta_train: {name} must be"):
+        meta_train(given.pop("task"), given.pop("rule"), **given)

@@ -168,3 +168,44 @@ def test_hours_of_several_recipes_count_what_they_share_once(make_tables, tmp_pa
         "2 recipes in all: 3.5 core-hours of bases, tuning and tests, 1.5 of meta-training. "
         "Not yet run: b3."
     )
+
+
+def test_markdown_of_names_is_text():
+    names = [
+        "a|b",
+        "<b>x</b>",
+        "[x](http://y)",
+        "`c`",
+        "*d*",
+        "$x$",
+        "_e_",
+        "f\ng",
+        "mlp-fashion_mnist",
+    ]
+    (table,) = findings_tables({"found": [{"rule": name, "value": 1.0} for name in names]})
+    cells = [line.split(" | ")[0][2:] for line in table.markdown().splitlines()[4:]]
+    assert cells == [
+        r"a\|b", "&lt;b>x&lt;/b>", r"[x\](http://y)", r"\`c\`", r"\*d\*", r"\$x\$", r"\_e\_",
+        r"f\ng", "mlp-fashion_mnist",
+    ]  # fmt: skip
+    assert r"a\|b" in findings_tables({"x": [{"a|b": 1.0, "c": 2.0}]})[0].markdown()
+
+
+@pytest.mark.parametrize(
+    "findings",
+    [
+        {"a": [1, {"b": 2}]},
+        {"a": [{"protocol": {"x": 1}, "v": 1.0}]},
+        {"a": [{"horizon": "many", "task": "t", "rule": "r", "v": 1.0}, {"rule": "s", "v": 2.0}]},
+        {"a": [{"rule": "r", "v": "high", "low": "x", "high": None, "ratios": 3}]},
+        {"a": [{"rule": "r", "v": 1.0, "low": 0.5}]},
+        {"a": [{"rule": "r", "v": 1.0, "ratios": ["x", None]}]},
+        {"a": {"b": {"c": []}}},
+        {"a": [[1, 2], [3, 4]]},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_findings_of_any_form_make_tables(findings):
+    for table in findings_tables(findings):
+        assert all(len(line) == len(table.head) for line in table.lines)
+        table.markdown()

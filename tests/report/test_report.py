@@ -2,21 +2,33 @@
 
 from __future__ import annotations
 
+import html
 import json
+import os
 import re
+import shutil
+from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
+from xml.etree import ElementTree
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
+from stepsmith import store
 from stepsmith.evaluate import records as records_module
 from stepsmith.evaluate.records import Key, Records
 from stepsmith.evaluate.statistics import summarise
+from stepsmith.names import shown
 from stepsmith.report import (
     break_even,
     cost_sentences,
     figures,
+    folder,
     new_run_folder,
+    page,
     read_results,
     rerender,
     verdicts,
@@ -381,7 +393,7 @@ def test_results_are_there_before_figures_and_survive_them(tmp_path, monkeypatch
     seen = []
 
     def draw(*arguments):
-        seen.extend(sorted(path.name for path in folder.iterdir()))
+        seen.extend(sorted(path.name for path in folder.iterdir() if path.suffix))
         raise CheckpointError("toy.svg: could not be written (No space left on device)")
 
     with monkeypatch.context() as patched:
@@ -474,3 +486,175 @@ def test_folders_that_are_none(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(CheckpointError, match="cannot be made"):
         new_run_folder(tmp_path / "file", "run")
+
+
+NAMES = {
+    "formula": "$x^2$", "dollar": "a$b", "open": "$\\frac{", "hidden": "_x", "escaped": "\\$5",
+    "rich": "[red]x[/red]", "html": "</text></svg><script>alert(1)</script>&amp;]]>-->",
+    "jinja": "{{ 7 * 7 }}{% raw %}", "terminal": "a\x1b[2Jb\x00", "turned": "\u202ecba",
+    "letters": "中文 👍",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", NAMES.values(), ids=NAMES)
+def test_names_in_figures_are_no_formulas_markup_or_commands(name):
+    records = made(name=name, task=name)
+    panel = figures.Panel(name, STEPS)
+    drawn = [
+        figures.loss_curves(records, panel), figures.accuracies(records, panel),
+        figures.step_costs(records, panel),
+    ]  # fmt: skip
+    for figure in drawn:
+        text = svg(figure)
+        found = ["".join(one.itertext()) for one in ElementTree.fromstring(text).iter()]
+        assert any(shown(name) in one for one in found)
+        assert not set("\x1b\x00\u202e") & set(text)
+    legend = drawn[0].axes[0].get_legend() or drawn[0].legends[0]
+    assert sorted(one.get_text() for one in legend.get_texts()) == sorted(["adam", "sgd", name])
+
+
+def test_a_seed_of_many_digits_has_a_dash():
+    assert dashes("x, seed " + "9" * 5000, "learned") == dashes("x, seed 99", "learned")
+
+
+@pytest.fixture(scope="module")
+def once(tmp_path_factory):
+    place = tmp_path_factory.mktemp("once") / "run"
+    written(place)
+    return place
+
+
+@pytest.fixture
+def run(once, tmp_path):
+    """A folder of results, for a test to spoil."""
+    return Path(shutil.copytree(once, tmp_path / "run"))
+
+
+def test_names_on_a_page_are_text(tmp_path):
+    name = "".join(NAMES[kind] for kind in ("html", "terminal", "jinja", "formula"))
+    config = {"findings": {name: [{"task": name, "rule": name, "value": 1.0}]}, name: name}
+    records = made(name=name, task=name)
+    summary = write_results(
+        tmp_path / "run", records, recipe=name, scale="quick", command=name, config=config
+    )
+    page = (tmp_path / "run" / "report.html").read_text()
+    assert "<script" not in page
+    assert not set("\x1b\x00\u202e") & set(page)
+    assert html.escape(shown(name)).replace("&#x27;", "&#39;") in page
+    assert {path.name for path in (tmp_path / "run").glob("*.svg")} == set(summary["figures"])
+
+
+def test_panels_that_would_be_called_alike_are_told_apart():
+    tasks = ["a b", "a-b", "A.b", "a/b", "a@b", "a-b-cost", "meta-training", "transfer-mean-100"]
+    records = Records()
+    for task in tasks:
+        records.extend(made(task=task))
+    names = figures.panel_files(records)
+    files = [f"{name}{end}".lower() for name in names.values() for end in figures.ENDINGS]
+    assert len(names) == len(tasks)
+    assert len(set(files)) == len(files)
+    assert not {"meta-training", "transfer-mean-100"} & set(files)
+    assert names[figures.Panel("a b", STEPS)] == "a-b"
+
+
+def test_an_optimizers_rate_may_be_anything():
+    records = made()
+    given = json.dumps({"lr": "tensor(0.1)"})
+    records.blocks = [
+        replace(b, key=replace(b.key, hyper_parameters=given)) if b.key.purpose == "test" else b
+        for b in records.blocks
+    ]
+    cells = {row["metric"]: row for row in summarise(records) if row["optimizer"] == "adam"}
+    assert page._rates(cells) == "tensor(0.1)"
+
+
+@pytest.mark.parametrize(
+    ("file", "change", "says"),
+    [
+        ("summary.json", {"recipe": 3}, "'recipe' should be a str, is 3"),
+        ("summary.json", {"command": None}, "'command'"),
+        ("summary.json", {"machine": []}, "'machine' should be a dict"),
+        ("summary.json", {"versions": "1"}, "'versions'"),
+        ("config.json", {"findings": [1]}, "'findings' should be a dict"),
+        ("config.json", {"findings": "a"}, "'findings'"),
+    ],
+)
+def test_fields_of_a_folders_files_are_typed(run, file, change, says):
+    path = run / file
+    path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
+    with pytest.raises(CheckpointError, match=says) as caught:
+        rerender(run)
+    assert str(caught.value).startswith(str(path))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "text", ["", "{", "[]", "3", '{"a": 1, "a": 2}', "[" * 100_000, '{"a": 1' + "0" * 5000 + "}"]
+)
+@pytest.mark.parametrize("file", ["summary.json", "config.json"])
+def test_files_that_are_no_json_of_ours(run, file, text):
+    (run / file).write_text(text)
+    with pytest.raises(CheckpointError) as caught:
+        rerender(run)
+    assert str(caught.value).startswith(str(run / file))
+    assert len(str(caught.value)) < len(str(run)) + 200
+
+
+@pytest.mark.parametrize("file", ["summary.json", "config.json", "records.parquet"])
+def test_pipes_in_a_folder_do_not_wait(run, file):
+    (run / file).unlink()
+    os.mkfifo(run / file)
+    with pytest.raises(CheckpointError, match=f"{file}: no such file; it is a pipe"):
+        rerender(run)
+
+
+@pytest.mark.parametrize(
+    ("column", "values", "says"),
+    [
+        ("seed", pa.string(), "column 'seed' should be int64, is string"),
+        ("value", pa.string(), "column 'value' should be double"),
+        ("horizon", pa.float64(), "column 'horizon'"),
+        ("task", pa.int64(), "column 'task'"),
+    ],
+)
+def test_columns_of_records_are_typed(run, column, values, says):
+    path = run / "records.parquet"
+    table = pq.read_table(path)
+    place = table.column_names.index(column)
+    pq.write_table(table.set_column(place, column, pa.array([None] * len(table), values)), path)
+    with pytest.raises(CheckpointError, match=says):
+        rerender(run)
+
+
+@pytest.mark.parametrize("told", ["", "{", "[]", '{"lr": "x"}', "{}", '{"lr": true}'])
+def test_hyper_parameters_of_tuning_runs_are_read_or_refused(run, told):
+    records = made()
+    records.blocks = [
+        replace(b, key=replace(b.key, hyper_parameters=told)) if b.key.purpose == "tuning" else b
+        for b in records.blocks
+    ]
+    records.save(run / "records.parquet")
+    with pytest.raises(CheckpointError, match=r"records.parquet: hyper_parameters of train_loss"):
+        rerender(run)
+
+
+def test_one_process_at_a_time_writes_results(run, tmp_path, monkeypatch):
+    monkeypatch.setattr(folder, "WAIT", 0.0)
+    with store.claimed(tmp_path / "new"), pytest.raises(CheckpointError, match="another process"):
+        written(tmp_path / "new")
+    assert not (tmp_path / "new" / "summary.json").exists()
+    with store.claimed(run), pytest.raises(CheckpointError, match="another process"):
+        rerender(run)
+
+
+def test_results_that_came_meanwhile_are_not_overwritten(tmp_path, monkeypatch):
+    @contextmanager
+    def overtaken(place, wait):
+        place.mkdir()
+        (place / "summary.json").write_text("{}")
+        yield
+
+    monkeypatch.setattr(folder, "claimed", overtaken)
+    with pytest.raises(ValueError, match="results of an earlier run"):
+        written(tmp_path / "run")
+    assert (tmp_path / "run" / "summary.json").read_text() == "{}"

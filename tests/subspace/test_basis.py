@@ -308,3 +308,49 @@ def test_layouts_of_nothing_or_of_integers():
         TypedLayout.of({"count": torch.zeros((), dtype=torch.int64)})
     with pytest.raises(ValueError, match="'a' is named twice"):
         TypedLayout(("a", "a"), ((1,), (1,)), (torch.float32, torch.float32))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda m: m.update(layout=None),
+        lambda m: m.update(layout=[]),
+        lambda m: m["layout"].update(names="abcd"),
+        lambda m: m["layout"].update(names=[1, 2, 3, 4]),
+        lambda m: m["layout"]["names"].pop(),
+        lambda m: m["layout"]["shapes"].__setitem__(0, [-3, -3]),
+        lambda m: m["layout"]["shapes"].__setitem__(0, [2**32, 2**32]),
+        lambda m: m["layout"]["shapes"].__setitem__(0, [2**70]),
+        lambda m: m["layout"]["shapes"].__setitem__(0, [0, 2**62, 2**62]),
+        lambda m: m["layout"]["shapes"].__setitem__(0, [3.0, 3]),
+        lambda m: m["layout"]["shapes"].__setitem__(0, "33"),
+        lambda m: m["layout"]["shapes"].__setitem__(0, [10**9]),
+        lambda m: m["layout"]["dtypes"].__setitem__(0, "load"),
+        lambda m: m["layout"]["dtypes"].__setitem__(0, "int64"),
+        lambda m: m["layout"]["dtypes"].__setitem__(0, 3),
+        lambda m: m.update(info=[]),
+        lambda m: m.update(info={"explained": 3}),
+        lambda m: m.update(info={"explained": [3]}),
+        lambda m: m.update(info={"explained": [["a"]]}),
+        lambda m: m.update(info={"kind": ["a"]}),
+        lambda m: m.pop("info"),
+    ],
+)
+def test_what_a_file_says_is_held_against_what_it_holds(subspace, tmp_path, change):
+    path = subspace.save(tmp_path / "basis")
+    tensors, manifest = store.read(path, "subspace")
+    change(manifest)
+    store.write(path, tensors, manifest)
+    with pytest.raises(CheckpointError) as caught:
+        Subspace.load(path)
+    assert str(caught.value).startswith(str(path))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["", "a\0b"], ids=["empty", "nul"])
+def test_no_path(subspace, tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    for give in (subspace.save, Subspace.load):
+        with pytest.raises(ValueError, match="is no path"):
+            give(name)
+    assert not list(tmp_path.iterdir())

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
 import torch
 from tests.subspace.runs import network
+from torch import nn
 
 from stepsmith import store
-from stepsmith.subspace import Snapshots
+from stepsmith.subspace import Snapshots, from_trajectory
+from stepsmith.subspace.checkpoints import Checkpoint
 
 
 def test_every_so_many_calls_the_first_too(tmp_path):
@@ -103,3 +107,53 @@ def test_bad_arguments(tmp_path):
     with pytest.raises(ValueError, match="does any require a gradient"):
         Snapshots(tmp_path, torch.nn.Tanh())
     assert Snapshots.listed(tmp_path / "none") == []
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"parameters": None}, "'parameters' in its manifest should be a list of names"),
+        ({"parameters": "weight"}, "'parameters'"),
+        ({"parameters": ["weight", 3]}, "'parameters'"),
+        ({"buffers": {"a": 1}}, "'buffers'"),
+    ],
+)
+def test_manifests_of_snapshots_are_typed(tmp_path, change, says):
+    model = nn.Linear(3, 1)
+    snapshots = Snapshots(tmp_path, model)
+    for _ in range(2):
+        snapshots()
+    path = snapshots.paths()[0]
+    tensors, manifest = store.read(path, "snapshot")
+    store.write(path, tensors, {**manifest, **change})
+    with pytest.raises(store.CheckpointError, match=says):
+        from_trajectory(tmp_path, 1)
+
+
+def test_two_runs_that_record_into_one_folder_are_told(tmp_path):
+    first, second = Snapshots(tmp_path, nn.Linear(3, 1)), Snapshots(tmp_path, nn.Linear(3, 1))
+    first()
+    before = first.paths()[0].read_bytes()
+    with pytest.raises(store.CheckpointError, match="another run records into the folder"):
+        second()
+    assert first.paths()[0].read_bytes() == before
+    first()
+    assert len(first) == 2
+
+
+def test_shapes_that_no_tensor_can_have(tmp_path):
+    told = json.dumps({"weight": {"dtype": "F32", "shape": [0, 2**64 - 1], "data_offsets": [0, 0]}})
+    paths = [tmp_path / f"{place}.safetensors" for place in range(2)]
+    for path in paths:
+        path.write_bytes(len(told).to_bytes(8, "little") + told.encode())
+    with pytest.raises(store.CheckpointError, match="not a readable safetensors file") as caught:
+        Checkpoint(paths[0], "first").tensors(["weight"])
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("folder", ["", "a\0b"], ids=["empty", "nul"])
+def test_no_folder(folder):
+    with pytest.raises(ValueError, match="is no path"):
+        Snapshots(folder, nn.Linear(3, 1))
+    with pytest.raises(ValueError, match="is no path"):
+        from_trajectory(folder, 1)

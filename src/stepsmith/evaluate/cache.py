@@ -29,6 +29,7 @@ from stepsmith.optim import LearnedOptimizer
 from stepsmith.store import CheckpointError, fingerprint, require_place
 from stepsmith.tasks.base import Batch, Task
 from stepsmith.tasks.module import ModuleTask
+from stepsmith.tasks.plain import require_graph, require_number
 from stepsmith.tasks.wrapped import WrappedTask
 
 FORMAT = 1
@@ -125,6 +126,7 @@ def identity(task: Task) -> dict[str, Any]:
     batches = list(itertools.islice(task.stream([generator], "train"), BATCHES))
     first = tuple(part[0] for part in batches[0])
     loss = task.loss(params, buffers, first, generator, True)[0]
+    require_number(type(task).__name__, loss)
     drawn = [*batches, *itertools.islice(task.test_batches(), 1)]
     told = {
         "task": task.name, "network": task.network_name, "data": task.data_name,
@@ -157,6 +159,9 @@ def _probed(task: Task) -> dict[str, Any]:
             near[name] = (value + away).detach().requires_grad_()
         for train in (True, False):
             loss = task.loss(near, buffers, task.batch(generator, "train"), generator, train)[0]
+            require_number(type(task).__name__, loss)
+            if train:
+                require_graph(type(task).__name__, loss)
             slopes = torch.autograd.grad(loss, list(near.values()), allow_unused=True)
             norms = [0.0 if slope is None else float(slope.norm()) for slope in slopes]
             seen.append([f"{value:.3g}" for value in (float(loss.detach()), *norms)])

@@ -9,7 +9,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from stepsmith.rules.base import require_count, require_kind
 from stepsmith.tasks.base import Task
+from stepsmith.tasks.plain import require_graph, require_number
 
 MakeOptimizer = Callable[[Iterable[Tensor]], torch.optim.Optimizer]
 
@@ -50,7 +52,12 @@ def seconds_per_step(
 
     Returns:
         name -> `rounds` times of a step, each the mean of `steps`.
+
+    Raises:
+        ValueError: fewer than one round or step, or a seed below 0.
+        TypeError: an argument of another type.
     """
+    require_kind("seconds_per_step", "optimizers", optimizers, Mapping, "a callable by name")
     placed = {name: (task, make) for name, make in optimizers.items()}
     return seconds_in_turn(placed, rounds=rounds, steps=steps, seed=seed)
 
@@ -70,7 +77,16 @@ def seconds_in_turn(
 
     Returns:
         As there.
+
+    Raises:
+        ValueError, TypeError: as there.
     """
+    owner = "seconds_per_step"
+    rounds, steps = require_count(owner, "rounds", rounds), require_count(owner, "steps", steps)
+    seed = require_count(owner, "seed", seed, least=0)
+    for name, (task, make) in optimizers.items():
+        require_kind(owner, "task", task, Task, "stepsmith.make_task makes one of a name")
+        require_kind(owner, f"optimizers[{name!r}]", make, Callable, "of parameters")
     trainers = {name: _Trainer(task, make, seed) for name, (task, make) in optimizers.items()}
     times: dict[str, list[StepTime]] = {name: [] for name in optimizers}
     for round_ in range(rounds + 1):
@@ -116,5 +132,8 @@ class _Trainer:
         loss, self._buffers, _ = self._task.loss(
             params, self._buffers, batch, self._generator, True
         )
+        owner = type(self._task).__name__
+        require_number(owner, loss)
+        require_graph(owner, loss)
         self._buffers = {key: value.detach() for key, value in self._buffers.items()}
         loss.backward()

@@ -11,7 +11,6 @@ from __future__ import annotations
 import functools
 import itertools
 import json
-import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from numbers import Integral
@@ -21,9 +20,10 @@ from typing import Any
 import numpy as np
 
 from stepsmith.evaluate import cost
+from stepsmith.evaluate.baselines import require_rate
 from stepsmith.evaluate.cache import Cache, decides_baseline, decides_rule
 from stepsmith.evaluate.halving import RUNGS, Halved, Rung, halve
-from stepsmith.evaluate.records import Key, Records
+from stepsmith.evaluate.records import Key, Records, contiguous
 from stepsmith.evaluate.run import (
     TUNING_SEED,
     MakeStepper,
@@ -33,6 +33,7 @@ from stepsmith.evaluate.run import (
     by_torch,
     cost_key,
     learned_key,
+    require_seeds,
 )
 from stepsmith.evaluate.schedules import Schedule, Scheduled, scheduled
 from stepsmith.evaluate.statistics import require_positive, score
@@ -40,6 +41,7 @@ from stepsmith.evaluate.tuning import hyper_parameters
 from stepsmith.hub import TrainedRule
 from stepsmith.names import unknown
 from stepsmith.optim import LearnedOptimizer
+from stepsmith.rules.base import require_count, require_kind, require_number, set_checked
 from stepsmith.tasks.base import Task
 from stepsmith.unroll import Copies, roll
 
@@ -66,6 +68,9 @@ class Length:
     def __post_init__(self):
         counts = (self.epochs, self.steps, self.tests)
         whole = all(isinstance(n, Integral) and not isinstance(n, bool) for n in counts)
+        if whole:
+            epochs, steps, tests = map(int, counts)
+            set_checked(self, epochs=epochs, steps=steps, tests=tests)
         if not whole or self.epochs < 1 or not 1 <= self.tests <= self.steps:
             raise ValueError(
                 "Length: needs an epoch, a step and a test at least, in whole numbers, and no more "
@@ -116,6 +121,7 @@ class Contest:
     Raises:
         ValueError: no seeds or one twice, `copies` below 1, `timing_rounds` below 0, a cache that
             is no folder.
+        TypeError: an argument of another type.
     """
 
     name: str
@@ -133,8 +139,16 @@ class Contest:
     _caches: dict[Task, Cache] = field(default_factory=dict, init=False)
 
     def __post_init__(self):
-        if not self.seeds or len(set(self.seeds)) < len(self.seeds):
-            raise ValueError(f"{self.name}: needs seeds, each once, got {list(self.seeds)}")
+        require_kind("Contest", "name", self.name, str)
+        require_kind(self.name, "length", self.length, Length, "Length(epochs, steps)")
+        require_kind(self.name, "key", self.key, Key)
+        require_kind(self.name, "records", self.records, Records)
+        require_kind(self.name, "say", self.say, Callable)
+        require_kind(self.name, "rungs", self.rungs, tuple, "of Rung")
+        self.seeds = require_seeds(self.name, self.seeds)
+        self.copies = require_count(self.name, "copies", self.copies, least=-(2**31))
+        rounds = require_count(self.name, "timing_rounds", self.timing_rounds, least=-(2**31))
+        self.timing_rounds = rounds
         if self.copies < 1 or self.timing_rounds < 0:
             raise ValueError(
                 f"{self.name}: copies must be at least 1 and timing_rounds at least 0, got "
@@ -166,11 +180,14 @@ class Contest:
         Raises:
             ValueError: neither one task nor one a seed, a name taken, or a rate that is not above
                 0.
+            TypeError: an argument of another type.
         """
         tasks = self._one_or_one_each(tasks)
         self._require_new(label)
-        if rate is not None and not 0 < rate < math.inf:
-            raise ValueError(f"{self.name}: {label}'s rate must be > 0, got {rate!r}")
+        require_kind(self.name, "entry", entry, Scheduled, "a Baseline with a schedule")
+        require_kind(self.name, "tuned_for", tuned_for, str)
+        if rate is not None:
+            rate = require_rate(self.name, f"{label}'s rate", rate)
         if rate is None:
             found = self._tune(label, tasks[0], entry)
             self.tuned[label] = found
@@ -208,10 +225,14 @@ class Contest:
             meta_subspace: seconds spent on a subspace for its meta-training alone.
 
         Raises:
-            ValueError: as `baseline`.
+            ValueError, TypeError: as `baseline`.
         """
         tasks = self._one_or_one_each(tasks)
         self._require_new(label)
+        require_kind(self.name, "trained", trained, TrainedRule, "stepsmith.load gives one")
+        require_kind(self.name, "schedule", schedule, Schedule)
+        require_kind(self.name, "meta_task", meta_task, str)
+        meta_subspace = require_number(self.name, "meta_subspace", meta_subspace, least=0)
         key = learned_key(self._key(tasks[0]), label, trained)
         key = replace(key, meta_task=meta_task or key.meta_task)
         deployed = scheduled(
@@ -242,8 +263,9 @@ class Contest:
         """Record what is spent on a subspace before each training of these optimizers.
 
         Raises:
-            ValueError: one that was not tested.
+            ValueError: one that was not tested, or seconds below 0.
         """
+        seconds = require_number(self.name, "seconds", seconds, least=0)
         for label in labels:
             if label not in self._entrants:
                 raise unknown("optimizer", label, self._entrants)
@@ -251,6 +273,7 @@ class Contest:
             self.records.add(key, "subspace_seconds", [seconds], seeds=[0], steps=[0])
 
     def _require_new(self, label: str) -> None:
+        require_kind(self.name, "label", label, str)
         if label in self._entrants:
             raise ValueError(f"{self.name}: two optimizers are called {label!r}; rename one")
 
@@ -261,7 +284,10 @@ class Contest:
         return self._caches[task]
 
     def _one_or_one_each(self, tasks: Task | Sequence[Task]) -> list[Task]:
+        require_kind(self.name, "tasks", tasks, Task | Iterable, "one, or one a seed")
         given = [tasks] if isinstance(tasks, Task) else list(tasks)
+        for task in given:
+            require_kind(self.name, "each of tasks", task, Task)
         if len(given) not in (1, len(self.seeds)):
             raise ValueError(
                 f"{self.name}: give one task, or one for each of {len(self.seeds)} seeds; got "
@@ -383,8 +409,13 @@ def train_epochs(
         (S, T) batch losses before each step, and (S, E) test metrics by name.
 
     Raises:
-        ValueError: a loss that is not above zero at a start.
+        ValueError: a loss that is not above zero at a start, no seeds or one twice.
+        TypeError: an argument of another type.
     """
+    require_kind("train_epochs", "task", task, Task)
+    require_kind("train_epochs", "make", make, Callable, "it makes a stepper for some copies")
+    require_kind("train_epochs", "length", length, Length)
+    seeds = require_seeds("train_epochs", seeds)
     group = Copies(task, seeds)
     stepper = make(group)
     losses, tests = [], []
@@ -395,4 +426,4 @@ def train_epochs(
         if test and task.has_test:
             tests.append({k: v.double().cpu().numpy() for k, v in group.test().items()})
     metrics = {name: np.stack([t[name] for t in tests], 1) for name in tests[0]} if tests else {}
-    return np.concatenate(losses, 1), metrics
+    return contiguous(np.concatenate(losses, 1)), metrics

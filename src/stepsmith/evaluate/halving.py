@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from stepsmith.evaluate.tuning import FACTOR, rounded
+from stepsmith.rules.base import require_count, require_kind, require_number, set_checked
 
 Run = Callable[[float, float], float]
 """A rate and a share of the training to its score, lower is better."""
@@ -17,10 +18,22 @@ Run = Callable[[float, float], float]
 
 @dataclass(frozen=True)
 class Rung:
-    """A share of the training, and how many rates are tried over it."""
+    """A share of the training, and how many rates are tried over it.
+
+    Raises:
+        ValueError: numbers that are not finite, or rates that are not whole.
+        TypeError: no numbers.
+    """
 
     share: float
     rates: int
+
+    def __post_init__(self):
+        set_checked(
+            self,
+            share=require_number("Rung", "share", self.share),
+            rates=require_count("Rung", "rates", self.rates, least=0),
+        )
 
 
 RUNGS = (Rung(1 / 6, 5), Rung(1 / 2, 3), Rung(1.0, 2))
@@ -69,11 +82,18 @@ def halve(
     Raises:
         ValueError: rungs that do not grow to 1 or do not shrink in number, or a centre or factor
             out of range; or no rate whose score over the whole training is finite.
+        TypeError: an argument of another type.
 
     >>> found = halve(lambda rate, share: abs(rate - 2.0) / share, 0.25)
     >>> found.rate, found.at_edge, len(found.scores)
     (2.0, False, 13)
     """
+    require_kind("halve", "run", run, Callable, "it trains with a rate for a share")
+    require_kind("halve", "rungs", rungs, tuple | list, "of Rung")
+    for rung in rungs:
+        require_kind("halve", "each of rungs", rung, Rung)
+    centre = require_number("halve", "centre", centre)
+    factor = require_number("halve", "factor", factor)
     shares, counts = [r.share for r in rungs], [r.rates for r in rungs]
     grows = bool(rungs) and shares == sorted(set(shares)) and shares[0] > 0 and shares[-1] == 1
     if not grows or counts != sorted(counts, reverse=True):

@@ -91,9 +91,16 @@ class Block:
             `meta_training_subspace_seconds` (of a subspace that served meta-training alone),
             `parent_core_seconds` (the part spent on a rule it went on from, whose `checkpoint` the
             key has), `validation_score`, `core_seconds` (processor time of tuning and testing).
-        seeds: (S,) int64.
-        steps: (T,) int32.
+        seeds: (S,) int64, each once; kept in ascending order.
+        steps: (T,) int32, each once; kept in ascending order.
         values: (S, T) float64.
+
+    The arrays are copied into one layout, whatever they come in: sums depend on the layout of the
+    memory in their last bits, and statistics may not depend on where an array comes from.
+
+    Raises:
+        ValueError: a seed or a step twice, or values of another shape.
+        TypeError: seeds or steps that are not whole numbers, or values that are not real numbers.
     """
 
     key: Key
@@ -104,7 +111,50 @@ class Block:
     values: np.ndarray
 
     def __post_init__(self):
-        assert self.values.shape == (len(self.seeds), len(self.steps)), self.values.shape
+        seeds, by_seed = _ascending(self.metric, "seeds", self.seeds, np.int64)
+        steps, by_step = _ascending(self.metric, "steps", self.steps, np.int32)
+        values = contiguous(self.values)
+        if values.shape != (len(seeds), len(steps)):
+            raise ValueError(
+                f"Block: {self.metric}: {len(seeds)} seeds and {len(steps)} steps need values of "
+                f"shape {(len(seeds), len(steps))}, got {values.shape}"
+            )
+        values = np.array(values[np.ix_(by_seed, by_step)], order="C")
+        for name, array in (("seeds", seeds), ("steps", steps), ("values", values)):
+            object.__setattr__(self, name, array)
+
+
+def contiguous(values: Any) -> np.ndarray:
+    """The numbers as float64 in C order, whose sums then depend on the numbers alone.
+
+    Raises:
+        TypeError: they are not real numbers.
+    """
+    array = np.asarray(values)
+    if array.dtype.kind not in "fiub":
+        raise TypeError(f"records hold real numbers, got an array of {array.dtype}")
+    return np.ascontiguousarray(array, dtype=np.float64).reshape(array.shape)
+
+
+def _ascending(
+    metric: str, what: str, numbers: np.ndarray, dtype: type[np.integer]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Whole numbers in ascending order, and the places they came from."""
+    array = np.asarray(numbers)
+    if array.ndim != 1 or (array.size and array.dtype.kind not in "iu"):
+        raise TypeError(
+            f"Block: {metric}: {what} must be whole numbers in one row, got {array.dtype} of shape "
+            f"{array.shape}"
+        )
+    ordered, places = np.unique(array, return_index=True)
+    if len(ordered) < len(array):
+        raise ValueError(f"Block: {metric}: {what} must each be there once, got {array.tolist()}")
+    limits = np.iinfo(dtype)
+    if len(ordered) and not limits.min <= int(ordered[0]) <= int(ordered[-1]) <= limits.max:
+        raise ValueError(
+            f"Block: {metric}: {what} must fit {np.dtype(dtype)}, got up to {ordered[-1]}"
+        )
+    return ordered.astype(dtype), places
 
 
 @dataclass
@@ -123,12 +173,15 @@ class Records:
         steps: Sequence[int],
         split: str = "",
     ) -> None:
-        """Add (S, T) values."""
-        array = np.asarray(values, dtype=np.float64).reshape(len(seeds), len(steps))
-        block = Block(
-            key, split, metric, np.asarray(seeds, np.int64), np.asarray(steps, np.int32), array
-        )
-        self.blocks.append(block)
+        """Add (S, T) values; an axis of length 1 may be left out.
+
+        Raises:
+            ValueError, TypeError: as `Block`.
+        """
+        array, shape = contiguous(values), (len(seeds), len(steps))
+        if [n for n in array.shape if n != 1] == [n for n in shape if n != 1]:
+            array = array.reshape(shape)
+        self.blocks.append(Block(key, split, metric, np.asarray(seeds), np.asarray(steps), array))
 
     def extend(self, other: Records) -> None:
         """Add another's blocks."""

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import functools
 import json
-import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -19,7 +18,7 @@ import torch
 from torch import Tensor
 
 from stepsmith.evaluate import cost
-from stepsmith.evaluate.baselines import BASELINES, Baseline, baseline
+from stepsmith.evaluate.baselines import BASELINES, Baseline, baseline, require_rate
 from stepsmith.evaluate.cache import (
     Cache,
     decides_baseline,
@@ -27,7 +26,7 @@ from stepsmith.evaluate.cache import (
     decides_rule,
     together,
 )
-from stepsmith.evaluate.records import Key, Records
+from stepsmith.evaluate.records import Key, Records, contiguous
 from stepsmith.evaluate.schedules import Scheduled
 from stepsmith.evaluate.statistics import require_positive, summarise
 from stepsmith.evaluate.tuning import (
@@ -44,6 +43,7 @@ from stepsmith.hub import TrainedRule, as_trained
 from stepsmith.names import unknown
 from stepsmith.optim import LearnedOptimizer
 from stepsmith.rules import Rule
+from stepsmith.rules.base import require_count, require_kind, set_checked
 from stepsmith.rules.trust import usual_trust
 from stepsmith.tasks.base import Task
 from stepsmith.unroll import Copies, RuleStepper, Stepper, TorchStepper, roll
@@ -71,6 +71,7 @@ class Settings:
 
     Raises:
         ValueError: zero seeds or steps, or another value out of range.
+        TypeError: a value of another type.
     """
 
     steps: int = 100
@@ -82,16 +83,21 @@ class Settings:
     timing_rounds: int = 15
 
     def __post_init__(self):
-        for name in ("steps", "seeds", "tuning_seeds", "copies"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"evaluate: {name} must be at least 1, got {getattr(self, name)}")
-        if self.points < 9:
-            raise ValueError(f"evaluate: points must be at least 9, got {self.points}")
-        for name, rate in (self.tune_around or {}).items():
-            if not 0 < rate < math.inf:
-                raise ValueError(f"evaluate: tune_around[{name!r}] must be > 0, got {rate!r}")
-        if self.timing_rounds < 0:
-            raise ValueError(f"evaluate: timing_rounds must be >= 0, got {self.timing_rounds}")
+        owner = "evaluate"
+        least = {"points": 9, "timing_rounds": 0}
+        # Tests take seeds from 0 up, tuning takes them from `TUNING_SEED`; records hold steps as
+        # int32.
+        most = {"steps": 2**31 - 1, "seeds": TUNING_SEED, "tuning_seeds": TUNING_SEED}
+        for name in ("steps", "seeds", "tuning_seeds", "copies", "points", "timing_rounds"):
+            bounds = {"least": least.get(name, 1), "most": most.get(name, 2**31 - 1)}
+            set_checked(self, **{name: require_count(owner, name, getattr(self, name), **bounds)})
+        if self.tune_around is not None:
+            require_kind(owner, "tune_around", self.tune_around, Mapping, "a rate by name")
+            around = {
+                name: require_rate(owner, f"tune_around[{name!r}]", rate)
+                for name, rate in self.tune_around.items()
+            }
+            set_checked(self, tune_around=around)
 
 
 @dataclass
@@ -145,11 +151,19 @@ def evaluate(
         ValueError: a bad setting, an unknown name, two optimizers of one name, nothing to compare,
             a loss that is not above zero at a start, a cache that is no folder or cannot be written
             to (one that fills up later is said, and what was measured is returned).
+        TypeError: an argument of another type.
     """
+    require_kind("evaluate", "task", task, Task, "stepsmith.make_task makes one of a name")
     wanted = Settings(**settings)
+    for name, text in (("recipe", recipe), ("scale", scale), ("protocol", protocol)):
+        require_kind("evaluate", name, text, str)
+    require_kind("evaluate", "say", say, Callable)
     named = named_rules(rules)
-    baselines = [baselines] if isinstance(baselines, str | Baseline) else baselines
-    chosen = [b if isinstance(b, Baseline) else baseline(b) for b in baselines]
+    chosen = chosen_baselines("evaluate", baselines)
+    require_kind("evaluate", "optimizers", optimizers, Mapping | None, "a callable by name")
+    for name, make in (optimizers or {}).items():
+        require_kind("evaluate", "a name among optimizers", name, str)
+        require_kind("evaluate", f"optimizers[{name!r}]", make, Callable, "of parameters")
     if scheduled := [entry.name for entry in chosen if isinstance(entry, Scheduled)]:
         raise ValueError(
             f"evaluate: {scheduled[0]!r} has a schedule, which only a Contest over epochs follows; "
@@ -229,8 +243,14 @@ def train(
         (S, T) batch losses before each step, and (S,) test metrics by name.
 
     Raises:
-        ValueError: a loss that is not above zero at a start.
+        ValueError: a loss that is not above zero at a start, no seeds, or fewer than one step or
+            copy.
+        TypeError: an argument of another type.
     """
+    require_kind("train", "task", task, Task)
+    require_kind("train", "make", make, Callable, "it makes a stepper for some copies")
+    seeds = require_seeds("train", seeds)
+    steps, copies = require_count("train", "steps", steps), require_count("train", "copies", copies)
     losses, tests = [], []
     for start in range(0, len(seeds), copies):
         group = Copies(task, seeds[start : start + copies])
@@ -239,7 +259,7 @@ def train(
         if test:
             tests.append({k: v.double().cpu().numpy() for k, v in group.test().items()})
     metrics = {name: np.concatenate([t[name] for t in tests]) for name in tests[0]} if tests else {}
-    return np.concatenate(losses), metrics
+    return contiguous(np.concatenate(losses)), metrics
 
 
 def cost_key(key: Key) -> Key:
@@ -286,11 +306,16 @@ def add_meta_cost(records: Records, key: Key, trained: TrainedRule) -> None:
 def named_rules(
     rules: AnyRule | Mapping[str, AnyRule] | Iterable[AnyRule],
 ) -> dict[str, TrainedRule]:
-    """Rules as `evaluate` takes them, loaded, by the names they have in records."""
+    """Rules as `evaluate` takes them, loaded, by the names they have in records.
+
+    Raises:
+        TypeError: something else.
+    """
     if isinstance(rules, Mapping):
         return {str(name): as_trained(rule) for name, rule in rules.items()}
     if isinstance(rules, AnyRule):
         rules = [rules]
+    require_kind("evaluate", "rules", rules, Iterable, "rules, names or paths")
     named: dict[str, TrainedRule] = {}
     for rule in rules:
         trained = as_trained(rule)
@@ -299,6 +324,34 @@ def named_rules(
             name += "'"
         named[name] = trained
     return named
+
+
+def chosen_baselines(
+    owner: str, baselines: str | Baseline | Iterable[str | Baseline]
+) -> list[Baseline]:
+    """Baselines as `evaluate` takes them.
+
+    Raises:
+        ValueError: an unknown name.
+        TypeError: something else.
+    """
+    given = [baselines] if isinstance(baselines, str | Baseline) else baselines
+    require_kind(owner, "baselines", given, Iterable, "names or Baselines")
+    return [entry if isinstance(entry, Baseline) else baseline(entry) for entry in given]
+
+
+def require_seeds(owner: str, seeds: Iterable[int]) -> list[int]:
+    """Seeds of trainings, as Python's numbers.
+
+    Raises:
+        ValueError: none, one twice, or one below 0.
+        TypeError: no whole numbers.
+    """
+    require_kind(owner, "seeds", seeds, Iterable, "whole numbers, such as range(4)")
+    found = [require_count(owner, "each of the seeds", seed, least=0) for seed in seeds]
+    if not found or len(set(found)) < len(found):
+        raise ValueError(f"{owner}: needs seeds, each once, got {found}")
+    return found
 
 
 def by_rule(trained: TrainedRule, *, trusted: bool = True) -> MakeStepper:

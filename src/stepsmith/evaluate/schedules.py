@@ -6,6 +6,7 @@ import itertools
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from numbers import Real
 from typing import Any
 
 import torch
@@ -14,7 +15,13 @@ from torch import Tensor
 from stepsmith.evaluate.baselines import Baseline
 from stepsmith.evaluate.cost import MakeOptimizer
 from stepsmith.evaluate.tuning import hyper_parameters
-from stepsmith.rules.base import require_choice
+from stepsmith.rules.base import (
+    require_choice,
+    require_count,
+    require_kind,
+    require_number,
+    set_checked,
+)
 
 
 @dataclass(frozen=True)
@@ -31,6 +38,7 @@ class Schedule:
     Raises:
         ValueError: an unknown kind, drops that do not rise between 0 and 1 or are more than the
             kind takes, or a factor out of range or of no use.
+        TypeError: an argument of another type.
 
     >>> paper = Schedule("steps", (0.5, 0.75))
     >>> [round(paper.at(share), 4) for share in (0.0, 0.49, 0.5, 0.8)]
@@ -45,6 +53,13 @@ class Schedule:
 
     def __post_init__(self):
         require_choice("Schedule", "kind", self.kind, ("constant", "steps", "cosine"))
+        require_kind("Schedule", "drops", self.drops, Iterable, "shares, such as (0.5, 0.75)")
+        drops = tuple(self.drops)
+        for drop in drops:
+            require_kind("Schedule", "each of drops", drop, Real)
+        # Caches go by the text of a schedule, which NumPy's numbers would change.
+        drops = tuple(drop if type(drop) in (int, float) else float(drop) for drop in drops)
+        set_checked(self, drops=drops, factor=require_number("Schedule", "factor", self.factor))
         ends = (0.0, *self.drops, 1.0)
         if not all(a < b for a, b in itertools.pairwise(ends)):
             raise ValueError(f"Schedule: drops must rise between 0 and 1, got {self.drops}")
@@ -73,9 +88,16 @@ class Scheduled(Baseline):
 
     Args:
         schedule: over each training's own length.
+
+    Raises:
+        ValueError, TypeError: as `Baseline`.
     """
 
     schedule: Schedule = field(default_factory=Schedule)
+
+    def __post_init__(self):
+        super().__post_init__()
+        require_kind(f"baseline {self.name!r}", "schedule", self.schedule, Schedule)
 
     def at(self, rate: float, steps: int) -> MakeOptimizer:
         """What makes the optimizer for a training of so many steps."""
@@ -92,7 +114,14 @@ def scheduled(
         make: makes the optimizer of parameters.
         schedule: over `steps` steps.
         steps: of the training.
+
+    Raises:
+        ValueError: fewer than one step.
+        TypeError: an argument of another type.
     """
+    require_kind("scheduled", "make", make, Callable, "it makes the optimizer of parameters")
+    require_kind("scheduled", "schedule", schedule, Schedule)
+    steps = require_count("scheduled", "steps", steps)
     if schedule.kind == "constant":
         return make
 

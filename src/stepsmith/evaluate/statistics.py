@@ -12,7 +12,7 @@ from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
-from stepsmith.evaluate.records import Block, Key, Records
+from stepsmith.evaluate.records import Block, Key, Records, contiguous
 
 RESAMPLES = 10_000
 PENALTY = 10.0
@@ -93,6 +93,7 @@ def require_positive(task: str, losses_ST: np.ndarray) -> None:
 
 def score(losses_ST: np.ndarray, criterion: str) -> np.ndarray:
     """(S,) mean loss over the horizon or its last tenth (`final`); the penalty if diverged."""
+    losses_ST = contiguous(losses_ST)
     steps = losses_ST.shape[1]
     tail = losses_ST if criterion == "mean" else losses_ST[:, steps - last_tenth(steps) :]
     with np.errstate(invalid="ignore"):
@@ -102,6 +103,7 @@ def score(losses_ST: np.ndarray, criterion: str) -> np.ndarray:
 
 def penalised(losses_ST: np.ndarray) -> np.ndarray:
     """The losses, those of a run that diverged all replaced by the penalty."""
+    losses_ST = contiguous(losses_ST)
     return np.where(diverged(losses_ST)[:, None], PENALTY * losses_ST[:, :1], losses_ST)
 
 
@@ -139,6 +141,7 @@ def smoothing(steps: int) -> int:
 
 def smoothed(curve_T: np.ndarray, width: int = SMOOTHING) -> np.ndarray:
     """Trailing means over `width` steps, along the last axis; shorter at the start."""
+    curve_T = contiguous(curve_T)
     steps = curve_T.shape[-1]
     width = min(width, steps)
     # Sums from the end: beside what a curve that falls by many magnitudes was at first, sums from

@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from stepsmith.evaluate.baselines import BASELINES, Baseline
-from stepsmith.evaluate.run import AnyRule, Evaluation, evaluate, named_rules
+from stepsmith.evaluate.run import (
+    AnyRule,
+    Evaluation,
+    Settings,
+    chosen_baselines,
+    evaluate,
+    named_rules,
+)
+from stepsmith.evaluate.statistics import METRICS
+from stepsmith.rules.base import require_choice, require_kind
 from stepsmith.tasks.base import Task
 
 
@@ -39,10 +49,17 @@ def transfer(
 
     Raises:
         ValueError: no rule, no task, two tasks of one name; or as `evaluate`.
+        TypeError: an argument of another type.
     """
+    require_kind("transfer", "tasks", tasks, Task | Iterable, "one or several")
     rules = named_rules(rules)  # once, not for every task
     tasks = [tasks] if isinstance(tasks, Task) else list(tasks)
-    baselines = [baselines] if isinstance(baselines, str | Baseline) else list(baselines)
+    for task in tasks:
+        require_kind("transfer", "each of tasks", task, Task)
+    baselines = chosen_baselines("transfer", baselines)
+    own = {field.name for field in dataclasses.fields(Settings)}
+    # Before the first task is looked at.
+    Settings(**{name: value for name, value in settings.items() if name in own})
     names = [task.name for task in tasks]
     if not rules or not tasks:
         raise ValueError(
@@ -79,7 +96,11 @@ def transfer_matrix(
         `high` (mean loss over that of the best tuned baseline, `against`, and the 95 % interval;
         None where no baseline was run, or for an end that diverged), `diverged` (share of runs, 0
         to 1), `seeds`, and `own` (whether the rule was meta-trained on the task).
+
+    Raises:
+        ValueError: an unknown metric.
     """
+    require_choice("transfer_matrix", "metric", metric, METRICS)
     return [
         {
             "protocol": row["protocol"], "horizon": row["horizon"], "rule": row["optimizer"],

@@ -13,6 +13,7 @@ import numpy as np
 from stepsmith.evaluate.baselines import Baseline
 from stepsmith.evaluate.records import Key, Records
 from stepsmith.evaluate.statistics import score
+from stepsmith.rules.base import require_count, require_kind, require_number
 
 CRITERIA = ("mean", "final")
 """Mean loss over the horizon, and over its last tenth."""
@@ -69,7 +70,11 @@ def tune(
 
     Raises:
         ValueError: fewer than 9 points, a factor not above 1, or a rate not above 0.
+        TypeError: an argument of another type.
     """
+    require_kind("tune", "baseline", baseline, Baseline)
+    points = require_count("tune", "points", points, least=-(2**31))
+    factor = require_number("tune", "factor", factor)
     if points < 9 or factor <= 1:
         raise ValueError(f"tune: needs points >= 9 and factor > 1, got {points} and {factor}")
     first = baseline.grid(points, factor)

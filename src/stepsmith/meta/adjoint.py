@@ -24,9 +24,15 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from stepsmith.meta.losses import meta_loss
+from stepsmith.meta.losses import META_LOSSES, meta_loss
 from stepsmith.meta.sample import Sample
-from stepsmith.rules.base import Weights
+from stepsmith.rules.base import (
+    Weights,
+    require_choice,
+    require_count,
+    require_kind,
+    require_number,
+)
 from stepsmith.unroll import Copies, RuleStepper, Start, roll
 
 LossTimes = Literal["after", "before"]
@@ -83,8 +89,17 @@ def adjoint_window(
 
     Raises:
         ValueError: a fraction outside (0, 1], or below 1 without a generator or for a rule whose
-            network couples coordinates (the estimate would be biased).
+            network couples coordinates (the estimate would be biased); an unknown meta-loss, or
+            another argument out of range.
+        TypeError: an argument of another type.
     """
+    owner = "adjoint_window"
+    steps = require_window(owner, copies, steps, kind, losses)
+    discount = require_number(owner, "discount", discount, above=0, most=1)
+    if horizon is not None:
+        horizon = require_count(owner, "horizon", horizon, least=steps)
+    if ages is not None and len(ages) != len(copies):
+        raise ValueError(f"{owner}: ages must be one a copy ({len(copies)}), got {len(ages)}")
     sample = Sample(copies, stepper, steps, fraction, generator)
     losses_TC = roll(copies, sample, steps, split=split, hook=sample.keep)
     if losses == "after":
@@ -110,6 +125,19 @@ def adjoint_window(
     gradients, finite_C = sample.replay(weights, lambda_TS, finite_C)
     value = float(value_C[finite_C].mean()) if finite_C.any() else float("nan")
     return Window(gradients, value, losses_TC, finite_C)
+
+
+def require_window(owner: str, copies: Copies, steps: int, kind: str, losses: str) -> int:
+    """Check what windows share, before a copy is moved; returns the steps.
+
+    Raises:
+        ValueError: fewer than one step, or an unknown choice.
+        TypeError: an argument of another type.
+    """
+    require_kind(owner, "copies", copies, Copies)
+    require_choice(owner, "kind", kind, META_LOSSES)
+    require_choice(owner, "losses", losses, ("after", "before"))
+    return require_count(owner, "steps", steps)
 
 
 def _sum_suffixes_(ahead_TS: Tensor, decay: float) -> None:

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from filelock import FileLock, Timeout
 from torch import Tensor
 
 from stepsmith import store
@@ -203,32 +202,14 @@ def alone(owner: str, folder: Path | None) -> Iterator[None]:
     """Keep a folder, made where missing, to this process while a meta-training writes there.
 
     Raises:
-        ValueError: another process has it.
-        CheckpointError: nothing can be written there.
+        CheckpointError: another process has it, or nothing can be written there.
     """
     if folder is None:
         yield
         return
     store.require_place(folder, f"{owner}: out")
-    folder.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(folder / ".lock", timeout=0)
-    try:
-        lock.acquire()
-    except Timeout:
-        raise ValueError(
-            f"{owner}: another process is meta-training in {folder}; wait for its end, or give "
-            "another folder"
-        ) from None
-    except (OSError, NotImplementedError) as error:  # some network file systems know no locks
-        _log.warning("%s: %s cannot be locked (%s); run one process there", owner, folder, error)
-    try:
-        # A process killed amid writing leaves its part of a file, which nothing else removes.
-        for name in (CHECKPOINT, RULE) if lock.is_locked else ():
-            for part in folder.glob(f".{name}.*"):
-                part.unlink()
+    with store.claimed(folder):
         yield
-    finally:
-        lock.release()
 
 
 class Saver:

@@ -3,19 +3,28 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from numbers import Integral
+from typing import Any
 
 from stepsmith.meta.adjoint import LossTimes
 from stepsmith.meta.imitation import TEACHERS
 from stepsmith.meta.losses import META_LOSSES
-from stepsmith.rules.base import require_choice, require_positive
+from stepsmith.rules.base import (
+    require_choice,
+    require_count,
+    require_kind,
+    require_number,
+    set_checked,
+)
 
 BALANCES = ("gradient", "loss", "none")
 """`gradient`: each task's meta-gradients (its own and its imitated ones apart) are divided by the
 running geometric mean of their norms, so that all pull alike. `loss`: its meta-loss is divided by
 its loss before the first step (unneeded for the log loss). `none`: as they are."""
 
+MOST_AT_ONCE = 1_000_000
+"""Copies, windows or validations: far more than any machine holds or has time for."""
 
 VALIDATION_SPLITS = ("meta_valid", "meta_train")
 """Examples held out, or those of meta-training with starts and batches held out: where a validation
@@ -64,6 +73,7 @@ class MetaTrainConfig:
 
     Raises:
         ValueError: a value out of range, both budgets or none.
+        TypeError: a value of another type.
     """
 
     seconds: float | None = None
@@ -100,19 +110,15 @@ class MetaTrainConfig:
         owner = "meta_train"
         if (self.seconds is None) == (self.steps is None):
             raise ValueError(f"{owner}: give a budget, either seconds=... or steps=...")
-        budgets = {"seconds": self.seconds, "steps": self.steps}
-        require_positive(
-            owner, **{name: budget for name, budget in budgets.items() if budget is not None},
-            lr=self.lr, clip=self.clip, checkpoint_seconds=self.checkpoint_seconds,
-            teacher_lr=self.teacher_lr,
-        )  # fmt: skip
-        whole = ("horizon", "copies", "accumulate", "validations", "validation_copies")
-        for name in (*whole, "window", "samples", "validation_horizon", "patience"):
-            value = getattr(self, name)
-            if value is None and name not in whole:
-                continue
-            if not isinstance(value, Integral) or (value < 1 and name != "window"):
-                raise ValueError(f"{owner}: {name} must be at least 1 and whole, got {value!r}")
+        for name in ("seconds", "lr", "clip", "checkpoint_seconds", "teacher_lr"):
+            self._set(name, require_number, above=0)
+        for name in ("steps", "horizon", "samples", "validation_horizon", "patience"):
+            self._set(name, require_count)
+        for name in ("copies", "accumulate", "validations", "validation_copies"):
+            self._set(name, require_count, most=MOST_AT_ONCE)
+        self._set("window", require_count, least=0)
+        # Those of its copies and stages follow upon it.
+        self._set("seed", require_count, least=0, most=2**62)
         if self.window is not None and not 1 <= self.window <= self.horizon:
             raise ValueError(
                 f"{owner}: window must lie between 1 and the horizon ({self.horizon}), "
@@ -124,20 +130,38 @@ class MetaTrainConfig:
                 f"({self.unroll})"
             )
         for name in ("fraction", "discount"):
-            if not 0 < getattr(self, name) <= 1:
-                raise ValueError(f"{owner}: {name} must lie in (0, 1], got {getattr(self, name)}")
+            self._set(name, require_number, above=0, most=1)
         for name in ("final_lr", "warmup", "weight_decay", "imitation"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{owner}: {name} must lie in [0, 1], got {getattr(self, name)}")
+            self._set(name, require_number, least=0, most=1)
         require_choice(owner, "loss", self.loss, META_LOSSES)
-        require_choice(owner, "validation_loss", self.validated_by, META_LOSSES)
+        if self.validation_loss is not None:
+            require_choice(owner, "validation_loss", self.validation_loss, META_LOSSES)
         require_choice(owner, "validation_split", self.validation_split, VALIDATION_SPLITS)
         require_choice(owner, "losses", self.losses, ("after", "before"))
         require_choice(owner, "teacher", self.teacher, tuple(TEACHERS))
         require_choice(owner, "balance", self.balance, BALANCES)
         if self.proportions is not None:
-            require_positive(
-                owner, **{f"proportions[{i}]": p for i, p in enumerate(self.proportions)}
+            require_kind(owner, "proportions", self.proportions, Iterable, "one number a task")
+            shares = enumerate(self.proportions)
+            checked = [require_number(owner, f"proportions[{i}]", p, above=0) for i, p in shares]
+            set_checked(self, proportions=tuple(checked))
+
+    def _set(self, name: str, check: Callable[..., Any], **bounds: Any) -> None:
+        """Check a number, or None where the field takes it."""
+        value = getattr(self, name)
+        if value is not None or "None" not in str(self.__dataclass_fields__[name].type):
+            set_checked(self, **{name: check("meta_train", name, value, **bounds)})
+
+    def require_a_window(self, owner: str) -> None:
+        """Check that the budget is one that can be kept.
+
+        Raises:
+            ValueError: fewer steps than a window has.
+        """
+        if self.steps is not None and self.steps < self.unroll:
+            raise ValueError(
+                f"{owner}: a budget of {self.steps:,} steps is smaller than one window, of "
+                f"{self.unroll:,}; give more steps, or a smaller window or horizon"
             )
 
     @property

@@ -11,8 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +22,7 @@ from stepsmith.meta.config import MetaTrainConfig
 from stepsmith.meta.progress import require_tensorboard
 from stepsmith.meta.trainer import Run, has_stalled, meta_train
 from stepsmith.rules import Rule
+from stepsmith.rules.base import require_count, require_flag, require_kind, require_number
 from stepsmith.tasks.base import Task
 
 HORIZONS = (100, 200, 500, 1000)
@@ -75,6 +75,7 @@ def train_curriculum(
     Raises:
         ValueError: horizons that do not grow, shares that are not one a stage and above zero,
             `horizon`, `patience` or `validation_horizon` among `config`, or as `meta_train`.
+        TypeError: an argument of another type.
         RuntimeError, KeyboardInterrupt: as `meta_train`.
 
     >>> from stepsmith.tasks import Quadratic
@@ -82,8 +83,9 @@ def train_curriculum(
     >>> trained.horizon, [stage["horizon"] for stage in trained.manifest["curriculum"]]
     (10, [5, 10])
     """
-    shares = [1.0] * len(horizons) if shares is None else list(shares)
-    stages = _stages(horizons, shares, patience, look_ahead, config)
+    stages, shares = curriculum_stages(
+        horizons, shares=shares, patience=patience, look_ahead=look_ahead, **config
+    )
     folder = None if out is None else Path(out)
     if folder is None and (resume or tensorboard):
         raise ValueError("train_curriculum: resume and tensorboard need out=FOLDER")
@@ -103,8 +105,9 @@ def train_curriculum(
         for place, stage in enumerate(stages):
             left = config[unit] - (before.get(counter, 0) - start.get(counter, 0))
             budget = left * shares[place] / sum(shares[place:])
-            # Where earlier stages overran, a stage still validates what it was given.
-            stage[unit] = max(1, int(budget)) if unit == "steps" else max(1e-3, budget)
+            # Where earlier stages overran, a stage still has a window, and validates what it gives.
+            least = stage["window"] or stage["horizon"]
+            stage[unit] = max(least, int(budget)) if unit == "steps" else max(1e-3, budget)
             own = None if folder is None else folder / f"stage-{place + 1}-{stage['horizon']}"
             begun = resume and own is not None and (own / CHECKPOINT).exists()
             try:
@@ -126,37 +129,53 @@ def train_curriculum(
     return trained
 
 
-def _stages(
-    horizons: Sequence[int],
-    shares: Sequence[float],
-    patience: int | None,
-    look_ahead: bool,
-    config: dict[str, Any],
-) -> list[dict[str, Any]]:
-    """The settings of each stage, checked before any of them is run."""
+def curriculum_stages(
+    horizons: Sequence[int] = HORIZONS,
+    *,
+    shares: Sequence[float] | None = None,
+    patience: int | None = 3,
+    look_ahead: bool = True,
+    **config: Any,
+) -> tuple[list[dict[str, Any]], list[float]]:
+    """The settings of each stage, checked before any of them is run, and its share of the budget.
+
+    Args:
+        horizons, shares, patience, look_ahead, config: as for `train_curriculum`.
+
+    Raises:
+        ValueError, TypeError: as `train_curriculum`.
+    """
     owner = "train_curriculum"
+    require_kind(owner, "horizons", horizons, Iterable, "the steps of each stage")
+    horizons = [require_count(owner, f"horizons[{i}]", n) for i, n in enumerate(horizons)]
+    require_kind(owner, "shares", shares, Iterable | None, "one number a stage")
+    shares = [1.0] * len(horizons) if shares is None else list(shares)
+    shares = [require_number(owner, f"shares[{i}]", n, above=0) for i, n in enumerate(shares)]
+    look_ahead = require_flag(owner, "look_ahead", look_ahead)
     if not horizons or any(b <= a for a, b in itertools.pairwise(horizons)):
         raise ValueError(f"{owner}: horizons must grow from stage to stage, got {tuple(horizons)}")
-    if len(shares) != len(horizons) or not all(0 < share < math.inf for share in shares):
+    if len(shares) != len(horizons):
         raise ValueError(
-            f"{owner}: shares must be one a stage ({len(horizons)}), each a finite number > 0; got "
-            f"{tuple(shares)}"
+            f"{owner}: shares must be one a stage ({len(horizons)}), got {tuple(shares)}"
         )
     for key in _SET_BY_STAGE:
         if key in config:
             raise ValueError(f"{owner}: {key} is set stage by stage; leave it out")
+    seed = require_count(owner, "seed", config.get("seed", 0), least=0, most=2**62)
+    window = config.get("window")
+    window = None if window is None else require_count(owner, "window", window, least=0)
     stages = []
     for place, horizon in enumerate(horizons):
         ahead = horizons[min(place + 1, len(horizons) - 1)]
         stage = {
             **config, "horizon": horizon, "patience": patience,
-            "window": longest_window(horizon, config.get("window")),
+            "window": longest_window(horizon, window),
             "validation_horizon": ahead if look_ahead and ahead != horizon else None,
-            "seed": config.get("seed", 0) + SEEDS_APART * place,
+            "seed": seed + SEEDS_APART * place,
         }  # fmt: skip
-        MetaTrainConfig(**stage)
+        MetaTrainConfig(**stage).require_a_window(owner)
         stages.append(stage)
-    return stages
+    return stages, shares
 
 
 def longest_window(horizon: int, limit: int | None) -> int | None:

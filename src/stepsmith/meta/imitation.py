@@ -24,7 +24,7 @@ from torch import Tensor
 from stepsmith.meta.adjoint import Window
 from stepsmith.meta.sample import Sample
 from stepsmith.names import unknown
-from stepsmith.rules.base import Weights
+from stepsmith.rules.base import Weights, require_count, require_kind
 from stepsmith.unroll import Copies, RuleStepper, Stepper, TorchStepper, roll
 from stepsmith.unroll.steppers import ELEMENTWISE
 
@@ -70,8 +70,10 @@ def imitation_window(
         a window whose value is J over all coordinates and whose losses are those of the teacher.
 
     Raises:
-        ValueError: as `adjoint_window`.
+        ValueError, TypeError: as `adjoint_window`.
     """
+    require_kind("imitation_window", "copies", copies, Copies)
+    steps = require_count("imitation_window", "steps", steps)
     sample = Sample(copies, stepper, steps, fraction, generator)
     beside = _Beside(sample, teacher, steps, copies.theta)
     losses_TC = roll(copies, beside, steps, split=split, hook=sample.keep)

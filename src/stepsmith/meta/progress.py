@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, TextIO, cast
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from stepsmith.store import CheckpointError
-from stepsmith.terminal import Lasting, talking
+from stepsmith.terminal import Lasting, Terminal
 
 if TYPE_CHECKING:
     from stepsmith.meta.adjoint import Window
@@ -119,7 +119,7 @@ class Reporter:
             TextColumn("[bold]{task.description}"), BarColumn(bar_width=24),
             TextColumn("{task.percentage:>3.0f}%"), TimeElapsedColumn(), TextColumn("left"),
             TimeRemainingColumn(), TextColumn("{task.fields[note]}"),
-            console=talking(file=stream), disable=not shown,
+            console=Terminal(file=stream), disable=not shown,
         )  # fmt: skip
 
     def __enter__(self) -> Reporter:

@@ -11,9 +11,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from stepsmith.meta.adjoint import LossTimes
+from stepsmith.meta.adjoint import LossTimes, require_window
 from stepsmith.meta.losses import meta_loss
-from stepsmith.rules.base import Carry, Rule, State, Weights
+from stepsmith.rules.base import Carry, Rule, State, Weights, require_flag
 from stepsmith.rules.units import norms
 from stepsmith.unroll import Copies
 
@@ -45,7 +45,13 @@ def reference_window(
 
     Returns:
         J, the mean over copies, and dJ/dphi by weight name.
+
+    Raises:
+        ValueError: fewer than one step, or an unknown choice.
+        TypeError: an argument of another type.
     """
+    steps = require_window("reference_window", copies, steps, kind, losses)
+    second_order = require_flag("reference_window", "second_order", second_order)
     values = []
     total = {key: torch.zeros_like(value) for key, value in weights.items()}
     for copy in range(len(copies)):

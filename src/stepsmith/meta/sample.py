@@ -11,7 +11,7 @@ from torch import Tensor
 
 from stepsmith import kernels
 from stepsmith.layout import Layout
-from stepsmith.rules.base import Rule, State, Weights
+from stepsmith.rules.base import Rule, State, Weights, require_kind, require_number
 from stepsmith.unroll import Copies, RuleStepper, Start
 from stepsmith.unroll.steppers import coupled_spans
 
@@ -58,8 +58,8 @@ def require_fraction(rule: Rule, fraction: float, generator: torch.Generator | N
         ValueError: outside (0, 1], or below 1 without what draws them, or for a rule whose network
             couples coordinates.
     """
-    if not 0 < fraction <= 1:
-        raise ValueError(f"fraction must lie in (0, 1], got {fraction!r}")
+    require_number("a window", "fraction", fraction, above=0, most=1)
+    require_kind("a window", "generator", generator, torch.Generator | None)
     if fraction < 1 and rule.coupling == "network":
         raise ValueError(
             f"{type(rule).__name__} couples coordinates in its network: a sampled replay would be "

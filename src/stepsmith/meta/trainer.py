@@ -8,8 +8,9 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from os import PathLike
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,7 @@ from stepsmith.meta.config import MetaTrainConfig
 from stepsmith.meta.episodes import Episodes, joint_name, joint_score
 from stepsmith.meta.progress import Reporter, require_tensorboard
 from stepsmith.rules import Rule, make_rule
+from stepsmith.rules.base import require_flag, require_kind
 from stepsmith.tasks.base import Task
 from stepsmith.terminal import Interrupt
 
@@ -265,9 +267,11 @@ def meta_train(
         The rule with the weights that validated best.
 
     Raises:
-        ValueError: a bad configuration, a rule without weights, a checkpoint of another one or a
-            damaged one, a folder that holds a meta-training and is not to be resumed, that another
-            process trains in, or that cannot be written to; TensorBoard is not installed.
+        ValueError: a bad configuration, a budget smaller than one window, a rule without weights, a
+            checkpoint of another one or a damaged one, a folder that holds a meta-training and is
+            not to be resumed, that another process trains in, or that cannot be written to;
+            TensorBoard is not installed.
+        TypeError: an argument of another type.
         RuntimeError: no validation ever had a finite score.
         KeyboardInterrupt: interrupted by SIGINT, SIGTERM or SIGHUP; the window was finished and a
             checkpoint written first.
@@ -277,13 +281,29 @@ def meta_train(
     >>> trained.horizon
     20
     """
+    owner = "meta_train"
     settings = MetaTrainConfig(**config)
+    require_kind(owner, "task", task, Task | Iterable, "one or several")
+    require_kind(owner, "rule", rule, Rule | TrainedRule | str, "a rule, or the name of one")
+    require_kind(owner, "out", out, str | PathLike | None, "a folder")
+    require_kind(owner, "name", name, str | None)
+    require_kind(owner, "on_window", on_window, Callable | None)
+    for flag, value in (("resume", resume), ("progress", progress), ("tensorboard", tensorboard)):
+        require_flag(owner, flag, value)
     tasks = [task] if isinstance(task, Task) else list(task)
     folder = None if out is None else Path(out)
     if folder is None and (resume or tensorboard):
         raise ValueError("meta_train: resume and tensorboard need out=FOLDER")
     if tensorboard:
         require_tensorboard()
+    settings.require_a_window("meta_train")
+    update = settings.unroll * settings.copies * settings.accumulate
+    if settings.steps is not None and settings.steps < update:
+        _log.warning(
+            "meta_train: one update takes %s steps (%s a window, %s copies, %s windows an update), "
+            "more than the budget of %s; it is made all the same",
+            update, settings.unroll, settings.copies, settings.accumulate, settings.steps,
+        )  # fmt: skip
     if resume and folder is not None:
         require_begun(folder)
     run = Run(tasks, make_rule(rule) if isinstance(rule, str) else rule, settings)

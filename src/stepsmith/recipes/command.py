@@ -13,10 +13,11 @@ from stepsmith.machine import require_device
 from stepsmith.recipes import RECIPES, SCALES, Study, recipe, run_recipe
 from stepsmith.recipes.paper_a.rules import RULES, learned
 from stepsmith.report.folder import PAGE
-from stepsmith.terminal import guarded, talking, telling
+from stepsmith.tasks.sources import data_root
+from stepsmith.terminal import Terminal, guarded, telling
 
 app = typer.Typer(help="Figures and tables of the papers as programs.", no_args_is_help=True)
-console = talking()
+console = Terminal()
 
 Quick = Annotated[bool, typer.Option("--quick", help="A small version, on the bundled sample.")]
 CacheDir = Annotated[
@@ -29,6 +30,17 @@ DataDir = Annotated[
     str | None, typer.Option(help="Folder with the data sets; or set STEPSMITH_DATA_DIR.")
 ]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace results that are there.")]
+
+
+def require_data(source: str, data_dir: str | Path | None) -> None:
+    """Check where data are to come from, whether a task reads any or not.
+
+    Raises:
+        ValueError: an unknown source, or a folder that is not there.
+    """
+    data_root("data", source, data_dir)
+    if data_dir is not None and not Path(data_dir).expanduser().is_dir():
+        raise ValueError(f"data: {data_dir} is no folder; give one that is there, or leave it out")
 
 
 @app.command("list")
@@ -70,6 +82,7 @@ def run_command(
         raise ValueError("recipe run: give one of --quick, --hundred and --small")
     chosen = recipe(name)
     require_device(device)
+    require_data(source or "auto", data_dir)
     scale = SCALES[asked[0] if asked else "full"]
     # What decides the results, whatever folders this machine has.
     flags = [f"--{key}" for key in asked]
@@ -83,9 +96,9 @@ def run_command(
             data_dir=data_dir, device=device, say=say,
         )  # fmt: skip
     for sentence in summary["verdicts"]:
-        console.print(sentence, markup=False)
+        console.print(sentence)
     done = folder / PAGE
-    console.print(f"Report: {done}" if done.exists() else f"Results: {folder}", markup=False)
+    console.print(f"Report: {done}" if done.exists() else f"Results: {folder}")
 
 
 @app.command("rule")
@@ -98,6 +111,7 @@ def rule_command(
     data_dir: DataDir = None,
 ) -> None:
     """Meta-train one of the recipes' rules, or find it in the cache."""
+    require_data(source or "auto", data_dir)
     scale = SCALES["quick" if quick else "full"]
     with telling(console) as say:
         study = Study("rule", scale, cache, source, data_dir, say)

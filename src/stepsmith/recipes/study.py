@@ -131,7 +131,7 @@ class Study:
         place = self.cache / kind
         place.mkdir(parents=True, exist_ok=True)
         with FileLock(place / f".{digest}.lock"):  # recipes that run side by side share one cache
-            folder = next(place.glob(f"*-{digest}"), place / f"{name}-{digest}")
+            folder = min(place.glob(f"*-{digest}"), default=place / f"{name}-{digest}")
             folder.mkdir(exist_ok=True)
             yield folder
 

@@ -30,6 +30,10 @@ NARROW = 4
 one: of the usual labels, 1, 2, 3 and 5, it would show one or two."""
 
 
+ENDINGS = ("", "-accuracy", "-cost", "-epochs", "-stability", "-updates")
+"""Of the names of a panel's figures."""
+
+
 @dataclass(frozen=True)
 class Panel:
     """What one set of figures and one table are about: a task under a protocol, over a horizon."""
@@ -61,9 +65,11 @@ def panels(records: Records) -> list[Panel]:
 
 
 def panel_files(records: Records) -> dict[Panel, str]:
-    """How each panel's figures are called: by task, and by what else tells it from another."""
+    """How each panel's figures are called: by task, and by what else tells it from another; with a
+    number where two would be called alike, or one as a figure that is no panel's."""
     found = panels(records)
-    names = {}
+    names: dict[Panel, str] = {}
+    taken = {"meta-training", "break-even"}
     for panel in found:
         like = [other for other in found if other.task == panel.task]
         name = file_name(panel.task).replace("@", "-")
@@ -71,8 +77,19 @@ def panel_files(records: Records) -> dict[Panel, str]:
             name += f"-{panel.horizon}"
         if panel.protocol != "corrected":
             name += f"-{panel.protocol}"
-        names[panel] = name
+        if name.casefold().startswith("transfer-"):  # as heat maps are called
+            name = f"task-{name}"
+        name, number = file_name(name), 1
+        # Systems that do not tell capitals from small letters count too.
+        while taken & _files(own := name if number == 1 else f"{name}-{number}"):
+            number += 1
+        taken |= _files(own)
+        names[panel] = own
     return names
+
+
+def _files(name: str) -> set[str]:
+    return {f"{name}{ending}".casefold() for ending in ENDINGS}
 
 
 def shown(records: Records, panel: Panel, criterion: str = "mean") -> list[Block]:
@@ -144,6 +161,8 @@ def loss_curves(records: Records, panel: Panel) -> Figure:
             _log_losses(axes)
         if panel.horizon > LINEAR:
             axes.set_xscale("log")
+            axes.xaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:,.12g}"))
+            axes.xaxis.set_minor_formatter(NullFormatter())
         axes.set(xlabel="step", ylabel="training loss", title=panel.title)
         legend(figure, axes, reverse=True)
     return figure

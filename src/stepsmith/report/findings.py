@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
+
+from stepsmith.names import shown
 
 APART = ("protocol", "criterion")
 """What tells one table from another."""
@@ -34,7 +37,7 @@ class FindingsTable:
     def markdown(self) -> str:
         """As Markdown, the caption in bold above it."""
         lines = [f"| {' | '.join(_escaped(cell) for cell in line)} |" for line in self.lines]
-        head = f"| {' | '.join(self.head)} |\n|{'---|' * len(self.head)}"
+        head = f"| {' | '.join(map(_escaped, self.head))} |\n|{'---|' * len(self.head)}"
         caption = [f"**{_escaped(self.caption)}**\n"] if self.caption else []
         return "\n".join([*caption, head, *lines])
 
@@ -65,7 +68,8 @@ def findings_tables(findings: Mapping[str, Any], caption: str = "") -> list[Find
         if isinstance(value, Mapping):
             tables += findings_tables(value, name)
         else:
-            tables += _tables(value, name)
+            entries = [part if isinstance(part, Mapping) else {key: part} for part in value]
+            tables += _tables(entries, name)
     return tables
 
 
@@ -101,7 +105,7 @@ def _tables(entries: Sequence[Mapping[str, Any]], caption: str) -> list[Findings
     """One table for each protocol and criterion."""
     groups: dict[tuple[Any, ...], list[Mapping[str, Any]]] = {}
     for entry in entries:
-        groups.setdefault(tuple(entry.get(name) for name in APART), []).append(entry)
+        groups.setdefault(tuple(_text(entry.get(name)) for name in APART), []).append(entry)
     return [_table(group, caption) for group in groups.values()]
 
 
@@ -109,7 +113,9 @@ def _table(entries: Sequence[Mapping[str, Any]], caption: str) -> FindingsTable:
     columns = list(dict.fromkeys(name for entry in entries for name in entry))
     common = [
         name for name in columns
-        if name in (*APART, *PLACES[1:]) and len({entry.get(name) for entry in entries}) == 1
+        if name in (*APART, *PLACES[1:])
+        and len({_text(entry.get(name)) for entry in entries}) == 1
+        and name in entries[0]
     ]  # fmt: skip
     told = [_place(name, entries[0][name]) for name in common]
     told = [text for text in told if text not in caption.split(": ")]
@@ -135,7 +141,7 @@ def _crossed(
     """What the entries are named by in rows, where they are from in columns."""
     cells: dict[str, dict[str, str]] = {}
     for entry in entries:
-        place = ", ".join(_place(name, entry[name]) for name in places)
+        place = ", ".join(_place(name, entry.get(name)) for name in places)
         cells.setdefault(entry[label], {})[place] = _cell(entry, value, True)
     heads = list(dict.fromkeys(place for row in cells.values() for place in row))
     lines = [[name, *(row.get(place, "") for place in heads)] for name, row in cells.items()]
@@ -145,7 +151,7 @@ def _crossed(
 
 def _place(name: str, value: Any) -> str:
     if name == "horizon":
-        return f"{value:,} steps"
+        return f"{_text(value)} steps"
     return f"{value} loss" if name == "criterion" else str(value)
 
 
@@ -156,16 +162,16 @@ def _cell(entry: Mapping[str, Any], name: str, bounded: bool) -> str:
         return _text(value)
     text = _fixed(value)
     if "low" in entry:
-        text += f" [{_fixed(entry['low'])}, {_fixed(entry['high'])}]"
-    if "ratios" in entry:
+        text += f" [{_fixed(entry['low'])}, {_fixed(entry.get('high'))}]"
+    if isinstance(entry.get("ratios"), list):
         text += f" ({', '.join(_fixed(ratio) for ratio in entry['ratios'])})"
     return text
 
 
-def _fixed(value: float | None) -> str:
+def _fixed(value: Any) -> str:
     """With as many decimals as its neighbours, to be held against them."""
-    if value is None:
-        return NONE
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return _text(value)
     return f"{value:.3f}" if abs(value) < 10 else f"{value:.2f}"
 
 
@@ -189,4 +195,7 @@ def _words(key: str) -> str:
 
 
 def _escaped(text: str) -> str:
-    return text.replace("|", "\\|")
+    """As Markdown shows it: what would end a cell, begin HTML, code, a formula or emphasis, or make
+    a link, stands for itself. Underscores within words do."""
+    text = re.sub(r"[|`*$]|(?<!\w)_|_(?!\w)|\](?=\()", r"\\\g<0>", shown(text))
+    return text.replace("<", "&lt;")

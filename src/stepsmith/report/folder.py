@@ -10,9 +10,11 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 from matplotlib.figure import Figure
 
-from stepsmith.evaluate.records import Key, Records
+from stepsmith.evaluate.records import SCHEMA, Block, Key, Records
 from stepsmith.evaluate.statistics import summarise
 from stepsmith.machine import machine, versions
 from stepsmith.report import figures
@@ -21,11 +23,28 @@ from stepsmith.report.epochs import accuracy_curves, accuracy_spreads, update_tr
 from stepsmith.report.matrix import matrix_figures
 from stepsmith.report.page import render
 from stepsmith.report.style import svg
-from stepsmith.store import CheckpointError, require_place, write_bytes
+from stepsmith.store import (
+    CheckpointError,
+    claimed,
+    parsed,
+    read_json,
+    require_file,
+    require_place,
+    write_bytes,
+)
 from stepsmith.terminal import Interrupt
 
 RECORDS, SUMMARY, CONFIG, PAGE = "records.parquet", "summary.json", "config.json", "report.html"
 """Files of a folder of results."""
+
+WAIT = 10.0
+"""Seconds to wait for another process that writes results into the same folder."""
+
+_TYPES: dict[str, tuple[type, ...]] = {
+    "recipe": (str,), "scale": (str,), "command": (str,), "machine": (dict,), "versions": (dict,),
+    "rows": (list,), "findings": (dict,),
+}  # fmt: skip
+"""Of what is read of summaries and configurations; the rest is shown as it is."""
 
 _log = logging.getLogger("stepsmith")
 
@@ -92,7 +111,8 @@ def write_results(
 
     Raises:
         ValueError: the folder holds results of another run.
-        CheckpointError: the disk refused; the message says where else the results are.
+        CheckpointError: the disk refused, or another process keeps the folder to itself; the
+            message says where else the results are.
     """
     if not overwrite:
         refuse_results(folder)
@@ -101,17 +121,20 @@ def write_results(
         "versions": versions(), "rows": summarise(records), "figures": sorted(_figures(folder)),
     }  # fmt: skip
     try:
-        _write_numbers(folder, records, summary, config)
+        with claimed(folder, WAIT):
+            if not overwrite:  # another process may have been faster
+                refuse_results(folder)
+            _write_numbers(folder, records, summary, config)
+            try:
+                _tell(folder, records, summary, config)
+            except Exception as error:
+                fault = not isinstance(error, CheckpointError)  # of ours, or of what draws
+                _log.warning(
+                    "%s: figures and page could not be drawn (%s); the results are there, and "
+                    "`stepsmith report %s` draws them again", folder, error, folder, exc_info=fault,
+                )  # fmt: skip
     except CheckpointError as error:
         raise CheckpointError(f"{error} {_spare(records, summary, config)}") from None
-    try:
-        _tell(folder, records, summary, config)
-    except Exception as error:
-        fault = not isinstance(error, CheckpointError)  # of ours, or of what draws
-        _log.warning(
-            "%s: figures and page could not be drawn (%s); the results are there, and `stepsmith "
-            "report %s` draws them again", folder, error, folder, exc_info=fault,
-        )  # fmt: skip
     return summary
 
 
@@ -154,7 +177,7 @@ def read_results(folder: Path) -> tuple[Records, dict[str, Any], dict[str, Any]]
         CheckpointError: the records are missing, or a file is not readable, or not as
             `write_results` writes it.
     """
-    records = Records.load(folder / RECORDS)
+    records = _read_records(folder / RECORDS)
     key = records.blocks[0].key if records.blocks else Key()
     summary: dict[str, Any] = {
         "recipe": key.recipe, "scale": key.scale, "command": "", "machine": {}, "versions": {},
@@ -170,13 +193,15 @@ def rerender(folder: Path) -> Path:
     """Draw figures and page again from a folder's records; returns the page's path.
 
     Raises:
-        CheckpointError: as `read_results`, or the disk refused.
+        CheckpointError: as `read_results`, or the disk refused, or another process keeps the folder
+            to itself.
     """
     records, summary, config = read_results(folder)
     summary["rows"] = summarise(records)
-    summary["figures"] = sorted(_figures(folder))
-    write_bytes(folder / SUMMARY, _json(summary))
-    _tell(folder, records, summary, config)
+    with claimed(folder, WAIT):
+        summary["figures"] = sorted(_figures(folder))
+        write_bytes(folder / SUMMARY, _json(summary))
+        _tell(folder, records, summary, config)
     return folder / PAGE
 
 
@@ -242,10 +267,76 @@ def _json(value: Any) -> bytes:
 
 
 def _read_json(path: Path, needed: Iterable[str] = ()) -> dict[str, Any]:
-    try:
-        read = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path}: not readable as JSON ({error})") from None
+    read = read_json(path)
     if not isinstance(read, dict) or not set(needed) <= read.keys():
         raise CheckpointError(f"{path}: not of a run as this version writes it")
+    for name, types in _TYPES.items():
+        if name in read and not isinstance(read[name], types):
+            raise CheckpointError(
+                f"{path}: {name!r} should be a {types[0].__name__}, is {read[name]!r:.60}; use the "
+                "original file"
+            )
     return read
+
+
+def _read_records(path: Path) -> Records:
+    require_file(path)
+    try:
+        schema = pq.read_schema(path)
+    except (pa.ArrowException, OSError):
+        return Records.load(path)  # which says what is wrong
+    for column in SCHEMA:
+        if column.name in schema.names:
+            have = schema.field(column.name).type
+            if not _alike(have, column.type):
+                raise CheckpointError(
+                    f"{path}: column {column.name!r} should be {column.type}, is {have}; use the "
+                    "original file"
+                )
+    try:
+        records = Records.load(path)
+    except (TypeError, OverflowError) as error:
+        raise CheckpointError(
+            f"{path}: not records as this version writes them ({error})"
+        ) from None
+    for block in records.blocks:
+        _require_told(path, block)
+    return records
+
+
+def _alike(have: pa.DataType, want: pa.DataType) -> bool:
+    """Whether a column holds texts, whole numbers or numbers, as it should."""
+    have, want = (
+        one.value_type if isinstance(one, pa.DictionaryType) else one for one in (have, want)
+    )
+    kinds = (
+        lambda one: pa.types.is_string(one) or pa.types.is_large_string(one), pa.types.is_integer,
+        pa.types.is_floating,
+    )  # fmt: skip
+    return any(kind(have) and kind(want) for kind in kinds)
+
+
+def _require_told(path: Path, block: Block) -> None:
+    """Check what figures read from the texts of records.
+
+    Raises:
+        CheckpointError: hyper-parameters that are no JSON mapping, or of a tuning run without a
+            rate.
+    """
+    told = f"{block.metric} of {block.key.optimizer!r} on {block.key.task!r}"
+    needed: tuple[str, ...] = ()
+    if block.key.purpose == "tuning":
+        needed = ("lr", "share") if block.metric == "final_loss" else ("lr",)
+    try:
+        parameters = parsed(block.key.hyper_parameters)
+        if not isinstance(parameters, dict):
+            raise ValueError(f"expected a mapping, got {parameters!r:.60}")
+        for name in needed:
+            if type(parameters.get(name)) not in (int, float):
+                raise ValueError(f"expected a number {name!r}, got {parameters.get(name)!r:.60}")
+    except ValueError as error:
+        raise CheckpointError(f"{path}: hyper_parameters of {told}: {error}") from None
+    if block.key.horizon < 0 or not block.values.size:
+        raise CheckpointError(
+            f"{path}: {told} has {block.values.size} values and a horizon of {block.key.horizon}"
+        )

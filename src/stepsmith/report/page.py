@@ -11,6 +11,7 @@ from markupsafe import Markup
 from matplotlib.figure import Figure
 
 from stepsmith.evaluate.records import Records
+from stepsmith.names import shown
 from stepsmith.report import figures
 from stepsmith.report.break_even import break_even, break_even_figure
 from stepsmith.report.epochs import accuracy_curves, accuracy_spreads, update_tracks
@@ -51,7 +52,7 @@ def render(
     costs = break_even(rows, records)
     environment = Environment(loader=PackageLoader("stepsmith.report", "."), autoescape=True)
     environment.filters["svg"] = _inline
-    return environment.get_template("page.html.j2").render(
+    page = environment.get_template("page.html.j2").render(
         title=title, command=command, verdicts=verdicts(rows),
         costs=cost_sentences(costs), repaid=break_even_figure(costs),
         matrices=list(matrix_figures(rows).values()),
@@ -60,10 +61,11 @@ def render(
         findings=findings_tables(config.get("findings", {})),
         config=json.dumps(config, indent=2), machine=machine, versions=versions,
     )  # fmt: skip
+    return shown(page, keep="\n\t")
 
 
 def _inline(figure: Figure | None) -> Markup:
-    """A figure we drew ourselves; names inside it were escaped by matplotlib."""
+    """A figure we drew ourselves; what XML reads in names was escaped by matplotlib."""
     return Markup(svg(figure)) if figure is not None else Markup("")
 
 
@@ -106,7 +108,12 @@ def _rates(cells: dict[str, dict[str, Any]]) -> str:
         return ""
     rates = [cells[m]["hyper_parameters"].get("lr") for m in ("mean_train_loss", "final_train_loss")
              if m in cells]  # fmt: skip
-    return " / ".join(f"{rate:g}" for rate in dict.fromkeys(rates) if rate is not None)
+    return " / ".join(
+        # Of an optimizer as it was given, whatever it was given.
+        f"{rate:g}" if isinstance(rate, int | float) else str(rate)
+        for rate in rates[: 1 + (rates[1:] != rates[:1])]
+        if rate is not None
+    )
 
 
 def _cell(row: dict[str, Any] | None, metric: str) -> dict[str, str]:

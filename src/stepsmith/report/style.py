@@ -5,12 +5,15 @@ from __future__ import annotations
 import io
 import math
 import re
+import warnings
 from collections.abc import Iterable
 from typing import Any
 
 import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+
+from stepsmith.names import shown
 
 STRONG = (
     "#c2410c", "#7c3aed", "#be185d", "#1f2937", "#d97706", "#0891b2",
@@ -35,16 +38,25 @@ STYLE: dict[Any, Any] = {
     "xtick.color": "#555555", "ytick.color": "#555555", "axes.grid": True, "grid.alpha": 0.25,
     "svg.fonttype": "none", "svg.hashsalt": "stepsmith", "axes.titlesize": 12,
     "axes.titlelocation": "left", "legend.frameon": False,
+    # Names may have dollars in them, and are no formulas.
+    "text.parse_math": False, "text.usetex": False,
 }  # fmt: skip
 
 
 def svg(figure: Figure) -> str:
-    """The figure as an SVG element; the same records give the same text."""
+    """The figure as an SVG element; the same records give the same text.
+
+    Letters are drawn by whoever shows it, so that our own fonts need not have them; a name that is
+    longer than the figure goes beyond its edge. Characters that XML may not hold, or that cannot be
+    seen, become escapes.
+    """
     sink = io.StringIO()
-    with mpl.rc_context(STYLE):
+    with mpl.rc_context(STYLE), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing from", UserWarning)
+        warnings.filterwarnings("ignore", "constrained_layout not applied", UserWarning)
         figure.savefig(sink, format="svg", metadata={"Date": None, "Creator": None})
     text = sink.getvalue()
-    return text[text.index("<svg") :]
+    return shown(text[text.index("<svg") :], keep="\n")
 
 
 def plain(name: str) -> str:
@@ -80,7 +92,7 @@ def dashes(name: str, kind: str) -> Any:
     if "subspace" in name:
         return "--"
     seed = re.search(r", seed (\d+)$", name)
-    return DASHES[int(seed[1]) % len(DASHES)] if seed else "-"
+    return DASHES[int(seed[1][-2:]) % len(DASHES)] if seed else "-"
 
 
 def legend(figure: Figure, axes: Axes, *, reverse: bool = False, columns: int = 2) -> None:
@@ -92,16 +104,19 @@ def legend(figure: Figure, axes: Axes, *, reverse: bool = False, columns: int = 
         reverse: the last one drawn comes first.
         columns: within the axes.
     """
-    handles, labels = axes.get_legend_handles_labels()
-    if reverse:
-        handles, labels = handles[::-1], labels[::-1]
+    curves = axes.get_lines()[:: -1 if reverse else 1]
+    labels = [str(curve.get_label()) for curve in curves]
+    # matplotlib leaves out labels that begin with an underscore; the texts are put in afterwards.
+    blank = [" "] * len(labels)
     if len(labels) <= CROWD and sum(map(len, labels)) <= LETTERS:
-        axes.legend(handles, labels, ncols=columns)
-        return
-    longest = 0.6 + 0.07 * max(map(len, labels))  # inches, with the line before it
-    columns = max(1, min(3, int(WIDTH / longest)))
-    figure.set_figheight(figure.get_figheight() + 0.2 * math.ceil(len(labels) / columns))
-    figure.legend(handles, labels, loc="outside lower center", ncols=columns, fontsize=9)
+        made = axes.legend(curves, blank, ncols=columns)
+    else:
+        longest = 0.6 + 0.07 * max(map(len, labels))  # inches, with the line before it
+        columns = max(1, min(3, int(WIDTH / longest)))
+        figure.set_figheight(figure.get_figheight() + 0.2 * math.ceil(len(labels) / columns))
+        made = figure.legend(curves, blank, loc="outside lower center", ncols=columns, fontsize=9)
+    for text, label in zip(made.get_texts(), labels, strict=True):
+        text.set_text(label)
 
 
 def figure_of(width: float = WIDTH, height: float = 4.2) -> tuple[Figure, Axes]:

@@ -9,19 +9,35 @@ Shape letters: N = coordinates of one tensor.
 from __future__ import annotations
 
 import dataclasses
-import math
 from abc import abstractmethod
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from stepsmith.rules.base import Carry, Rule, State, Weights
+from stepsmith.rules.base import (
+    Carry,
+    Rule,
+    State,
+    Weights,
+    require_flag,
+    require_number,
+    set_checked,
+)
 
 
 @dataclass(frozen=True)
 class ClassicRule(Rule):
-    """A rule with nothing to learn: subclasses write `update`."""
+    """A rule with nothing to learn: subclasses write `update`.
+
+    Raises:
+        ValueError: a number that is not finite and >= 0, or a decay that is not below 1.
+        TypeError: no number, or no bool where one belongs.
+    """
+
+    _decays: ClassVar[tuple[str, ...]] = ()
+    """Names of the fields that must lie in [0, 1)."""
 
     lr: float
     weight_decay: float
@@ -30,8 +46,12 @@ class ClassicRule(Rule):
         owner = type(self).__name__
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
-            if not 0 <= value < math.inf:
-                raise ValueError(f"{owner}: {field.name} must be finite and >= 0, got {value!r}")
+            if field.type in ("bool", bool):
+                value = require_flag(owner, field.name, value)
+            elif field.type in ("float", float):
+                below = 1.0 if field.name in self._decays else None
+                value = require_number(owner, field.name, value, least=0, below=below)
+            set_checked(self, **{field.name: value})
 
     @property
     def learned(self) -> bool:
@@ -142,11 +162,7 @@ class Adam(ClassicRule):
     eps: float = 1e-8
     decoupled: bool = False
 
-    def __post_init__(self):
-        super().__post_init__()
-        for name in ("beta1", "beta2"):
-            if not 0 <= getattr(self, name) < 1:
-                raise ValueError(f"Adam: {name} must lie in [0, 1), got {getattr(self, name)!r}")
+    _decays: ClassVar[tuple[str, ...]] = ("beta1", "beta2")
 
     def init_state(self, param_N: Tensor) -> State:
         """Both moments."""
@@ -189,6 +205,8 @@ class RMSprop(ClassicRule):
     eps: float = 1e-8
     momentum: float = 0.0
     centered: bool = False
+
+    _decays: ClassVar[tuple[str, ...]] = ("alpha",)
 
     def init_state(self, param_N: Tensor) -> State:
         """The second moment, and what momentum and centring need."""

@@ -12,11 +12,20 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from stepsmith.rules.base import State, require_choice
+from stepsmith.rules.base import (
+    State,
+    require_choice,
+    require_kind,
+    require_number,
+    set_checked,
+)
 
 LARGEST_GRADIENT = 1e18
 """Gradients are clamped to this magnitude: in float32 (1e30)^2 is inf, and a second moment that was
 inf once never recovers."""
+
+LARGEST_CUTOFF = 80.0
+"""Of `log_sign`: float32 holds exp(p) up to here."""
 
 _SMALLEST_SQUARE = 1e-36
 """Second moments below it count as this: nothing beside `eps`."""
@@ -34,17 +43,28 @@ def log_sign(grad_N: Tensor, p: float = 10.0) -> tuple[Tensor, Tensor]:
         -1 and exp(p) * g.
 
     Raises:
-        ValueError: `p` is not positive.
+        ValueError: `p` does not lie in (0, 80].
+        TypeError: `p` is no number.
 
     Source: Andrychowicz et al. 2016, arXiv:1606.04474, appendix A.
     """
-    if p <= 0:
-        raise ValueError(f"log_sign: p must be > 0 (the cutoff is exp(-p)), got {p!r}")
+    if not (isinstance(p, int | float) and 0 < p <= LARGEST_CUTOFF):
+        _require_cutoff("log_sign", p)
     # max(|g|, e^-p) makes the logarithm exactly -1 below the cutoff, and keeps log(0) out of it;
     # e^p g passes +-1 just where |g| passes e^-p, so that clamping it gives the sign beyond.
     log_N = grad_N.abs().clamp_min(math.exp(-p)).log().div(p).clamp_min(-1.0)
     sign_N = (grad_N * math.exp(p)).clamp(-1.0, 1.0)
     return log_N, sign_N
+
+
+def _require_cutoff(owner: str, p: float) -> float:
+    p = require_number(owner, "p", p)
+    if not 0 < p <= LARGEST_CUTOFF:
+        raise ValueError(
+            f"{owner}: p must be > 0 and at most {LARGEST_CUTOFF:g} (the cutoff is exp(-p), and "
+            f"exp(p) must fit float32), got {p!r}"
+        )
+    return p
 
 
 @dataclass(frozen=True)
@@ -53,6 +73,10 @@ class Moments:
 
     Source: Kingma & Ba 2015, arXiv:1412.6980; the pair m/sqrt(v), g/sqrt(v): Lv et al. 2017,
     arXiv:1703.03633, with the betas of SL2O (Chen et al., ECCV 2022, supplement).
+
+    Raises:
+        ValueError: a beta outside [0, 1), or an eps that is not finite and >= 0.
+        TypeError: no numbers.
     """
 
     beta1: float = 0.9
@@ -60,9 +84,12 @@ class Moments:
     eps: float = 1e-8
 
     def __post_init__(self):
-        for name, beta in (("beta1", self.beta1), ("beta2", self.beta2)):
-            if not 0 <= beta < 1:
-                raise ValueError(f"Moments: {name} must lie in [0, 1), got {beta!r}")
+        set_checked(
+            self,
+            beta1=require_number("Moments", "beta1", self.beta1, least=0, below=1),
+            beta2=require_number("Moments", "beta2", self.beta2, least=0, below=1),
+            eps=require_number("Moments", "eps", self.eps, least=0),
+        )
 
     def init(self, param_N: Tensor) -> State:
         """Zero moments and a step count of zero."""
@@ -108,7 +135,8 @@ class FeatureSet:
             the sign of the gradient itself.
 
     Raises:
-        ValueError: unknown name or frame.
+        ValueError: unknown name or frame, or a cutoff outside (0, 80].
+        TypeError: an argument of another type.
     """
 
     name: str
@@ -119,6 +147,8 @@ class FeatureSet:
     def __post_init__(self):
         require_choice("FeatureSet", "name", self.name, FEATURE_SETS)
         require_choice("FeatureSet", "frame", self.frame, FRAMES)
+        require_kind("FeatureSet", "moments", self.moments, Moments)
+        set_checked(self, p=_require_cutoff("FeatureSet", self.p))
 
     @property
     def count(self) -> int:

@@ -31,7 +31,7 @@ def joined(
             `warmed`, see `LSTMRule`.
 
     Returns:
-        The rule. Raises ValueError as `LSTMRule` does.
+        The rule. Raises ValueError and TypeError as `LSTMRule` does.
     """
     if step_scale is None:
         step_scale = 0.1 if scaling == "absolute" else 3.0

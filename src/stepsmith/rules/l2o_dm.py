@@ -4,6 +4,7 @@ Source: Andrychowicz et al. 2016, arXiv:1606.04474; two cells of 20 and the scal
 and 0.1 (networks) as in Daduryan, "Transferring Learned Optimizers".
 """
 
+from stepsmith.rules.base import require_flag
 from stepsmith.rules.lstm import LSTMRule
 
 
@@ -25,7 +26,7 @@ def l2o_dm(
             head's bias. Off by default: such a coordinate is held still.
 
     Returns:
-        The rule. Raises ValueError as `LSTMRule` does.
+        The rule. Raises ValueError and TypeError as `LSTMRule` does.
     """
-    frame = "none" if faithful else "hold"
+    frame = "none" if require_flag("l2o_dm", "faithful", faithful) else "hold"
     return LSTMRule(hidden, layers, inputs, "linear", step_scale, frame)

@@ -8,6 +8,7 @@ forget, output, candidate; `lstm{l}.bias` (4H,); `head.weight` (1, H); `head.bia
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from typing import ClassVar
@@ -15,7 +16,17 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from stepsmith.rules.base import Carry, Rule, State, Weights, require_choice, require_positive
+from stepsmith.rules.base import (
+    Carry,
+    Rule,
+    State,
+    Weights,
+    require_choice,
+    require_count,
+    require_flag,
+    require_number,
+    set_checked,
+)
 from stepsmith.rules.features import FeatureSet, Moments
 from stepsmith.rules.units import RelativeUnits
 
@@ -23,6 +34,9 @@ UNITS: dict[str, RelativeUnits | None] = {
     "absolute": None, "relative": RelativeUnits(), "warmed": RelativeUnits(warmup=5),
 }  # fmt: skip
 """What the choices of `scaling` stand for."""
+
+MOST_HIDDEN, MOST_LAYERS = 2**16, 1000
+"""Beyond these no machine holds the weights, and to draw them would take for ever."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +58,8 @@ class LSTMRule(Rule):
             in units of the loss; or `warmed`: the same, with a warm-up of five steps.
 
     Raises:
-        ValueError: a size below 1, a scale not positive, an unknown choice.
+        ValueError: a size below 1, a scale not positive, a decay outside [0, 1), an unknown choice.
+        TypeError: an argument of another type.
     """
 
     reads_param: ClassVar[bool] = False
@@ -62,12 +77,19 @@ class LSTMRule(Rule):
     scaling: str = "absolute"
 
     def __post_init__(self):
-        for name, size in (("hidden", self.hidden), ("layers", self.layers)):
-            if isinstance(size, bool) or not isinstance(size, int) or size < 1:
-                raise ValueError(f"LSTMRule: {name} must be a whole number >= 1, got {size!r}")
-        require_positive("LSTMRule", step_scale=self.step_scale)
-        require_choice("LSTMRule", "output", self.output, ("linear", "tanh"))
-        require_choice("LSTMRule", "scaling", self.scaling, tuple(UNITS))
+        owner = "LSTMRule"
+        moments = Moments(self.beta1, self.beta2)
+        set_checked(
+            self,
+            hidden=require_count(owner, "hidden", self.hidden, most=MOST_HIDDEN),
+            layers=require_count(owner, "layers", self.layers, most=MOST_LAYERS),
+            step_scale=require_number(owner, "step_scale", self.step_scale, above=0),
+            bias=require_flag(owner, "bias", self.bias),
+            start=require_number(owner, "start", self.start),
+            beta1=moments.beta1, beta2=moments.beta2,
+        )  # fmt: skip
+        require_choice(owner, "output", self.output, ("linear", "tanh"))
+        require_choice(owner, "scaling", self.scaling, tuple(UNITS))
         _ = self.feature_set  # its own checks
 
     @cached_property
@@ -88,19 +110,24 @@ class LSTMRule(Rule):
     def init(self, generator: torch.Generator | None = None) -> dict[str, Tensor]:
         """Uniform in +-1/sqrt(H), as `torch.nn.LSTM`; the head's bias is `start`."""
         bound = self.hidden**-0.5
-
-        def draw(*shape: int) -> Tensor:
-            return (torch.rand(shape, generator=generator) * 2 - 1) * bound
-
         weights = {}
-        for layer in range(self.layers):
-            inputs = self.feature_set.count if layer == 0 else self.hidden
-            weights[f"lstm{layer}.weight"] = draw(4 * self.hidden, inputs + self.hidden)
-            weights[f"lstm{layer}.bias"] = draw(4 * self.hidden)
-        weights["head.weight"] = draw(1, self.hidden)
-        if self.bias:
-            weights["head.bias"] = torch.full((1,), self.start)
+        for name, shape in self.shapes():
+            if name == "head.bias":
+                weights[name] = torch.full(shape, self.start)
+            else:
+                weights[name] = (torch.rand(shape, generator=generator) * 2 - 1) * bound
         return weights
+
+    def shapes(self) -> Iterator[tuple[str, tuple[int, ...]]]:
+        """Layer by layer, then the head."""
+        inputs = self.feature_set.count
+        for layer in range(self.layers):
+            yield f"lstm{layer}.weight", (4 * self.hidden, inputs + self.hidden)
+            yield f"lstm{layer}.bias", (4 * self.hidden,)
+            inputs = self.hidden
+        yield "head.weight", (1, self.hidden)
+        if self.bias:
+            yield "head.bias", (1,)
 
     def init_state(self, param_N: Tensor) -> State:
         """Moments where the feature set has them, and the step count."""

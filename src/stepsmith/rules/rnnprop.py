@@ -4,6 +4,7 @@ Source: Lv, Jiang & Li 2017, arXiv:1703.03633; one LSTM of 8 on the Adam-normali
 bounded step: Chen et al., "Scalable Learning to Optimize", ECCV 2022, supplement.
 """
 
+from stepsmith.rules.base import require_flag
 from stepsmith.rules.lstm import LSTMRule
 
 
@@ -26,7 +27,7 @@ def rnnprop(
             cells' biases. Off by default: such a coordinate is held still.
 
     Returns:
-        The rule. Raises ValueError as `LSTMRule` does.
+        The rule. Raises ValueError and TypeError as `LSTMRule` does.
     """
-    frame = "none" if faithful else "hold"
+    frame = "none" if require_flag("rnnprop", "faithful", faithful) else "hold"
     return LSTMRule(hidden, layers, inputs, "tanh", step_scale, frame, bias=False)

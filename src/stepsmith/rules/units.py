@@ -12,7 +12,13 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from stepsmith.rules.base import State, statistics_dtype
+from stepsmith.rules.base import (
+    State,
+    require_count,
+    require_number,
+    set_checked,
+    statistics_dtype,
+)
 
 FIRST = 1e-3
 """The mean magnitude of an optimizee's first gradient, as a rule with relative units sees it: in
@@ -57,11 +63,24 @@ class RelativeUnits:
         beta: decay of the running mean, in [0, 1).
         floor: share of f_t that n^ is not taken to fall below, > 0.
         warmup: steps over which the steps' size rises linearly to the whole, >= 1 (none).
+
+    Raises:
+        ValueError: one of them out of range.
+        TypeError: no numbers.
     """
 
     beta: float = 0.9
     floor: float = 0.3
     warmup: int = 1
+
+    def __post_init__(self):
+        owner = "RelativeUnits"
+        set_checked(
+            self,
+            beta=require_number(owner, "beta", self.beta, least=0, below=1),
+            floor=require_number(owner, "floor", self.floor, above=0),
+            warmup=require_count(owner, "warmup", self.warmup),
+        )
 
     def init(
         self,

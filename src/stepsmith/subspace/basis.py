@@ -6,6 +6,7 @@ Shape letters: D = directions, N = numbers of all tensors.
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -17,6 +18,7 @@ import torch
 from torch import Tensor
 
 from stepsmith import store
+from stepsmith.rules.base import require_kind, set_checked
 from stepsmith.store import CheckpointError
 from stepsmith.subspace import products
 from stepsmith.subspace.layout import NamedParams, TypedLayout, named, unwrapped
@@ -46,6 +48,7 @@ class Subspace:
     Raises:
         ValueError: blocks that do not cover the tensors, tensors of the wrong dtype or device, or a
             basis or origin that is not finite.
+        TypeError: an argument of another type.
 
     Source: Li et al. 2022, "Low Dimensional Trajectory Hypothesis is True" (DLDR),
     arXiv:2103.11154; Chen et al., "Scalable Learning to Optimize", ECCV 2022.
@@ -58,6 +61,13 @@ class Subspace:
     info: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self):
+        require_kind("Subspace", "blocks", self.blocks, tuple | list, "of matrices")
+        for part in (*self.blocks, self.origin):
+            require_kind("Subspace", "each of blocks and origin", part, Tensor)
+        require_kind("Subspace", "layout", self.layout, TypedLayout)
+        require_kind("Subspace", "buffers", self.buffers, dict)
+        require_kind("Subspace", "info", self.info, dict)
+        set_checked(self, blocks=tuple(self.blocks))
         sizes = [tuple(block.shape) for block in self.blocks]
         if not sizes or any(len(size) != 2 or 0 in size for size in sizes):
             raise ValueError(
@@ -174,6 +184,7 @@ class Subspace:
         return products.projected(self.blocks, theta_N - self.origin)
 
     def _displacement(self, coefficients: Tensor) -> Tensor:
+        require_kind("Subspace", "coefficients", coefficients, Tensor)
         if coefficients.shape[-1:] != (self.dim,):
             raise ValueError(
                 f"Subspace: expected ({self.dim},) coefficients, got {tuple(coefficients.shape)}"
@@ -264,16 +275,11 @@ class Subspace:
         Raises:
             CheckpointError: missing, damaged, or no subspace.
         """
-        given = Path(path)
+        given = store.place("Subspace.load", path)
         path = given if given.is_file() else store.suffixed(given)
-        tensors, manifest = store.read(path, "subspace")
+        tensors, manifest = store.read(path, "subspace", store.LONGEST_MANIFEST)
         try:
-            told = manifest["layout"]
-            layout = TypedLayout(
-                tuple(told["names"]),
-                tuple(tuple(shape) for shape in told["shapes"]),
-                tuple(getattr(torch, name) for name in told["dtypes"]),
-            )
+            layout = _layout(manifest["layout"])
             count = sum(key.startswith("basis.") for key in tensors)
             blocks = tuple(tensors[f"basis.{place}"] for place in range(count))
             buffers = {
@@ -281,11 +287,54 @@ class Subspace:
                 for key, value in tensors.items()
                 if key.startswith("buffer.")
             }
-            found = cls(blocks, tensors["origin"], layout, buffers, manifest["info"])
+            info = _require_info(manifest["info"])
+            found = cls(blocks, tensors["origin"], layout, buffers, info)
             found.__dict__["fingerprint"] = manifest["fingerprint"]
             return found.to(device)
-        except (KeyError, TypeError, AttributeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError) as error:
             raise CheckpointError(f"{path}: the manifest lacks or garbles {error}") from None
+
+
+def _layout(told: dict[str, list[Any]]) -> TypedLayout:
+    """A layout as a manifest tells it.
+
+    Raises:
+        ValueError, TypeError, KeyError: it does not.
+    """
+    names, shapes, dtypes = (told[key] for key in ("names", "shapes", "dtypes"))
+    if not len(names) == len(shapes) == len(dtypes):
+        raise ValueError("layout: as many names, shapes and dtypes are needed")
+    for name, shape, dtype in zip(names, shapes, dtypes, strict=True):
+        whole = isinstance(shape, list) and all(type(n) is int and n >= 0 for n in shape)
+        kind = getattr(torch, dtype, None) if isinstance(dtype, str) else None
+        # Products beyond it begin again at zero in PyTorch.
+        if (
+            not isinstance(name, str) or not isinstance(kind, torch.dtype) or not whole
+            or math.prod(n or 1 for n in shape) >= 2**63
+        ):  # fmt: skip
+            raise ValueError(f"layout: {name!r:.60} of shape {shape!r:.60} and dtype {dtype!r:.60}")
+    return TypedLayout(
+        tuple(names), tuple(tuple(shape) for shape in shapes),
+        tuple(getattr(torch, name) for name in dtypes),
+    )  # fmt: skip
+
+
+def _require_info(info: Any) -> dict[str, Any]:
+    """What a manifest says of how a subspace was made.
+
+    Raises:
+        ValueError: what is read of it is of another type.
+    """
+    explained = info.get("explained", []) if isinstance(info, dict) else None
+    if (
+        not isinstance(info, dict)
+        or not isinstance(info.get("kind", ""), str)
+        or not isinstance(explained, list)
+        or not all(isinstance(block, list) for block in explained)
+        or not all(type(share) in (int, float) for block in explained for share in block)
+    ):
+        raise ValueError(f"info: {info!r:.60}")
+    return info
 
 
 def require_stored(owner: str, dtype: torch.dtype | None) -> None:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from stepsmith import store
+from stepsmith.store import CheckpointError
 from stepsmith.subspace.layout import TypedLayout
 from stepsmith.subspace.snapshots import Snapshots, missing_numbers
 
@@ -56,7 +57,7 @@ class Checkpoint:
             self._others = {k: v for k, v in source.items() if k not in self._tensors}
             self.forms = {k: (tuple(v.shape), v.dtype) for k, v in self._tensors.items()}
         elif isinstance(source, str | Path):
-            self._path = Path(source)
+            self._path = store.place(self.label, source)
             self.label = f"{self.label} ({self._path})"
             with store.opened(self._path) as file:
                 for name in file.keys():  # noqa: SIM118
@@ -64,7 +65,7 @@ class Checkpoint:
                     dtype = _DTYPES.get(part.get_dtype(), torch.int64)
                     self.forms[name] = (tuple(part.get_shape()), dtype)
                 if "stepsmith" in (metadata := file.metadata() or {}):
-                    self.manifest = store.manifest_of(self._path, metadata)
+                    self.manifest = _manifest(self._path, metadata)
         else:
             raise TypeError(
                 f"{self.label}: expected a state dict or the path of a safetensors file, got "
@@ -77,7 +78,7 @@ class Checkpoint:
             yield self._tensors
             return
         with store.opened(self._path) as file:
-            yield _Lazy(file)
+            yield _Lazy(self._path, file)
 
     @torch.no_grad()
     def read(self, pieces: Sequence[Piece], out_B: Tensor) -> None:
@@ -154,17 +155,40 @@ class Checkpoint:
 class _Lazy(Mapping[str, Tensor]):
     """The tensors of an open file, read when they are touched."""
 
-    def __init__(self, file: Any):
-        self._file = file
+    def __init__(self, path: Path, file: Any):
+        self._path, self._file = path, file
 
     def __getitem__(self, name: str) -> Tensor:
-        return self._file.get_tensor(name)
+        return store.tensor_of(self._path, self._file, name)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._file.keys())
 
     def __len__(self) -> int:
         return len(self._file.keys())
+
+
+def _manifest(path: Path, metadata: Mapping[str, str]) -> dict[str, Any]:
+    """A file's manifest; of a snapshot, its lists of names checked."""
+    size = len(metadata["stepsmith"])
+    if size > store.LONGEST_MANIFEST:
+        raise CheckpointError(
+            f"{path}: its manifest has {size:,} characters, more than "
+            f"{store.LONGEST_MANIFEST:,} (stepsmith.store.LONGEST_MANIFEST)"
+        )
+    manifest = store.manifest_of(path, metadata)
+    if not isinstance(manifest, dict):
+        raise CheckpointError(
+            f"{path}: its manifest should be a mapping, is a {type(manifest).__name__}"
+        )
+    if manifest.get("kind") == "snapshot":
+        for name in ("parameters", "buffers"):
+            told = manifest.get(name)
+            if not isinstance(told, list) or not all(isinstance(one, str) for one in told):
+                raise CheckpointError(
+                    f"{path}: {name!r} in its manifest should be a list of names, is {told!r:.60}"
+                )
+    return manifest
 
 
 def as_checkpoints(sources: Snapshots | str | Path | Iterable[Source]) -> list[Checkpoint]:

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
+from stepsmith.rules.base import require_kind
 from stepsmith.subspace.basis import (
     Subspace,
     buffers_of,
@@ -55,6 +56,7 @@ def random(
     Subspace(random, 3 directions of 12 numbers in 2 tensors, float32)
     """
     require_counts("random", d=d)
+    d = int(d)
     given = model if isinstance(model, nn.Module) else named(model)
     layout = TypedLayout.of(start_of(given))
     require_room("random", d, layout)
@@ -81,6 +83,7 @@ def drawn(
     """A block of d random directions, or as many as it has numbers, for each group of tensors."""
     begun = time.perf_counter()
     require_stored(owner, dtype)
+    require_kind(owner, "source", source, str)
     if generator is not None and not isinstance(generator, torch.Generator):
         raise TypeError(
             f"{owner}: generator must be a torch.Generator, got {generator!r}; "

@@ -57,6 +57,7 @@ def per_layer(
     13
     """
     require_counts("per_layer", d=d)
+    d = int(d)
     if isinstance(of, nn.Module):
         if params is not None or origin is not None or not centred or block != BLOCK:
             raise ValueError(

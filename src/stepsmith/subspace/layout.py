@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from stepsmith.layout import Layout
+from stepsmith.rules.base import require_kind
 
 
 @dataclass(frozen=True)
@@ -118,11 +119,13 @@ def named(model: NamedParams, *, aliases: bool = False) -> dict[str, Tensor]:
     if isinstance(model, nn.Module):
         module = unwrapped(model)
         return dict(module.named_parameters(remove_duplicate=not aliases))
+    require_kind("a subspace", "the model", model, Mapping | Iterable, "pass the model itself")
     pairs: Iterable[Any] = model.items() if isinstance(model, Mapping) else model
     found: dict[str, Tensor] = {}
     pair: Any
     for pair in pairs:
-        if isinstance(pair, Tensor) or len(pair) != 2 or not isinstance(pair[0], str):
+        named_one = isinstance(pair, tuple | list) and len(pair) == 2
+        if not named_one or not isinstance(pair[0], str) or not isinstance(pair[1], Tensor):
             raise TypeError(
                 "a subspace goes by the names of parameters: pass the model itself, or "
                 "model.named_parameters(), not model.parameters()"

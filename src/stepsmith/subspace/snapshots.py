@@ -10,6 +10,7 @@ from pathlib import Path
 from torch import Tensor, nn
 
 from stepsmith import store
+from stepsmith.rules.base import require_count, require_kind
 from stepsmith.subspace.basis import buffers_of, require_counts
 from stepsmith.subspace.layout import TypedLayout, trainable, unwrapped
 from stepsmith.version import __version__
@@ -32,6 +33,7 @@ class Snapshots:
     Raises:
         ValueError: `every` no whole number above 0, `done` below 0, nothing to train, a folder that
             holds snapshots of another run, or fewer than the steps made would have left.
+        TypeError: an argument of another type.
 
     >>> import tempfile
     >>> model = nn.Linear(3, 1)
@@ -46,9 +48,10 @@ class Snapshots:
         self, folder: str | Path, model: nn.Module, every: int = 1, *, done: int | None = None
     ):
         require_counts("Snapshots", every=every)
-        if done is not None and done < 0:
-            raise ValueError(f"Snapshots: done must be at least 0, got {done!r}")
-        self.folder = Path(folder)
+        require_kind("Snapshots", "model", model, nn.Module)
+        every = int(every)
+        done = None if done is None else require_count("Snapshots", "done", done, least=0)
+        self.folder = store.place("Snapshots", folder)
         self.every = every
         self._model = unwrapped(model)
         self._names = TypedLayout.of(trainable(model)).names
@@ -84,7 +87,7 @@ class Snapshots:
         that records by hand has no rhythm to go on in: give it a new folder, not `done`.
 
         Raises:
-            CheckpointError: the disk refuses.
+            CheckpointError: the disk refuses, or another run records into the folder.
             ValueError: a parameter has been frozen or unfrozen since the recorder was made.
         """
         params = trainable(self._model)
@@ -93,6 +96,11 @@ class Snapshots:
             raise ValueError(
                 f"Snapshots: parameter {changed[0]!r} was frozen or unfrozen along the run, and a "
                 "trajectory is of the same parameters throughout; begin another recorder there"
+            )
+        if snapshot_path(self.folder, self._number).exists():
+            raise store.CheckpointError(
+                f"{self.folder}: snapshot {self._number} is there already: another run records "
+                "into the folder; choose another folder"
             )
         path = write_snapshot(self.folder, self._number, params, buffers_of(self._model))
         self._number += 1
@@ -112,11 +120,16 @@ class Snapshots:
         Raises:
             ValueError: it is a file.
         """
-        folder = Path(folder)
+        folder = store.place("Snapshots", folder)
         if folder.exists() and not folder.is_dir():
             raise ValueError(f"Snapshots: {folder} is a file; pass the folder of the snapshots")
         found = (path for path in folder.glob("snapshot-*") if _NAME.fullmatch(path.name))
         return sorted(found, key=_number)
+
+
+def snapshot_path(folder: Path, number: int) -> Path:
+    """The file of a snapshot."""
+    return folder / f"snapshot-{number:06d}.safetensors"
 
 
 def write_snapshot(
@@ -128,7 +141,7 @@ def write_snapshot(
     Raises:
         CheckpointError: the disk refuses.
     """
-    path = folder / f"snapshot-{number:06d}.safetensors"
+    path = snapshot_path(folder, number)
     manifest = {
         "kind": "snapshot", "version": __version__, "number": number,
         "parameters": list(params), "buffers": list(buffers),

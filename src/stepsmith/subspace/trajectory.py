@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from stepsmith.rules.base import require_flag, require_kind
 from stepsmith.subspace.basis import (
     Subspace,
     not_finite,
@@ -77,6 +78,7 @@ def from_trajectory(
     Source: Li et al. 2022, arXiv:2103.11154, algorithm 1.
     """
     require_counts("from_trajectory", d=d)
+    d = int(d)
     run = Run(checkpoints, params, origin, "from_trajectory")
     require_room("from_trajectory", d, run.layout)
     return run.subspace(
@@ -100,6 +102,8 @@ class Run:
         owner: str,
     ):
         self.owner = owner
+        kinds = Snapshots | str | Path | Iterable
+        require_kind(owner, "checkpoints", checkpoints, kinds, "state dicts or paths, in order")
         self.checkpoints = as_checkpoints(checkpoints)
         if len(self.checkpoints) < 2:
             raise ValueError(
@@ -145,6 +149,8 @@ class Run:
         begun = time.perf_counter()
         require_counts(self.owner, block=block)
         require_stored(self.owner, dtype)
+        require_kind(self.owner, "source", source, str)
+        centred = require_flag(self.owner, "centred", centred)
         count = len(self.checkpoints)
         if d > count - centred:
             needs = "centred, d + 1" if centred else "d"
@@ -275,6 +281,7 @@ def _names(first: Checkpoint, params: nn.Module | Iterable[str] | None, owner: s
         return first.parameter_names()
     if isinstance(params, nn.Module):
         return list(trainable(params))
+    require_kind(owner, "params", params, Iterable, "pass params=model")
     names = [params] if isinstance(params, str) else list(params)
     other = next((name for name in names if not isinstance(name, str)), None)
     if isinstance(params, str) or other is not None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import importlib
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -94,17 +95,28 @@ def _unknown_task(name: str) -> ValueError:
 def _imported_task(name: str, options: dict[str, Any]) -> Task:
     module_name, _, function_name = name.partition(":")
     here = str(Path.cwd())
-    if here not in sys.path:
-        sys.path.insert(0, here)
+    own = here not in sys.path
+    sys.path.insert(0, here)
     try:
-        make = getattr(importlib.import_module(module_name), function_name)
-    except ImportError as error:
-        raise ValueError(f"task {name!r}: cannot import {module_name!r}: {error}") from None
-    except AttributeError:
-        raise ValueError(f"task {name!r}: {module_name!r} has no {function_name!r}") from None
-    task = make(**options)
+        try:
+            make = getattr(importlib.import_module(module_name), function_name)
+        except ImportError as error:
+            raise ValueError(f"task {name!r}: cannot import {module_name!r}: {error}") from None
+        except AttributeError:
+            raise ValueError(f"task {name!r}: {module_name!r} has no {function_name!r}") from None
+        task = make(**options)
+    finally:
+        with suppress(ValueError):  # the module may have changed the path too
+            sys.path.remove(here)
+        if own:  # last: functions may import a neighbour later, and other code none by accident
+            sys.path.append(here)
     if not isinstance(task, Task):
         raise ValueError(f"task {name!r} must return a Task, got {type(task).__name__}")
+    called = getattr(task, "name", None)
+    if not isinstance(called, str) or not called.strip():
+        raise ValueError(
+            f"task {name!r}: its Task needs a name for records and files, a text; got {called!r}"
+        )
     return task
 
 

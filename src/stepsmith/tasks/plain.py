@@ -86,6 +86,15 @@ def require_number(name: str, loss: Any) -> None:
         )
 
 
+def require_graph(name: str, loss: Tensor) -> None:
+    """Raise ValueError where a loss has no gradient."""
+    if not loss.requires_grad:
+        raise ValueError(
+            f"{name}: the loss depends on no parameter that requires a gradient; compute it from "
+            "the module's output, and detach nothing on the way"
+        )
+
+
 def _dense(grad: Tensor | None) -> Tensor | None:
     return grad if grad is None or grad.layout == torch.strided else grad.to_dense()
 

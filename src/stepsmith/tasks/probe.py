@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from stepsmith.layout import Layout
 from stepsmith.tasks.base import Batch, Buffers, Params, Task
-from stepsmith.tasks.plain import require_number
+from stepsmith.tasks.plain import require_graph, require_number
 
 Start = tuple[Params, Buffers]
 
@@ -53,11 +53,7 @@ def task_step(task: Task, start: Start, batch: Batch) -> Step:
     with same_draws(task.device) as drew:
         loss, moved, _ = task.loss(layout.views(theta_P), buffers, batch, None, True)
         require_number(task.name, loss)
-        if not loss.requires_grad:
-            raise ValueError(
-                f"{task.name}: the loss depends on no parameter that requires a gradient; compute "
-                "it from the module's output, and detach nothing on the way"
-            )
+        require_graph(task.name, loss)
         (grad_P,) = torch.autograd.grad(loss, theta_P)
         drawn = drew()
     return Step(loss.detach(), layout.views(grad_P), moved, drew=drawn)

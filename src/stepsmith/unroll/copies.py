@@ -7,7 +7,7 @@ B = examples of a batch.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import cache, partial
@@ -16,7 +16,9 @@ import torch
 from torch import Tensor
 
 from stepsmith.layout import Layout
+from stepsmith.rules.base import require_count, require_kind
 from stepsmith.tasks.base import Batch, Buffers, Task
+from stepsmith.tasks.plain import require_graph, require_number
 from stepsmith.unroll.graphs import CapturedGradient, Gradient
 
 
@@ -48,10 +50,22 @@ class Copies:
         theta: (C, P) parameters.
         buffers: stacked buffers, (C, ...) each.
         generators: one a copy: starts, batches and dropout all come from it.
+
+    Raises:
+        ValueError: no seeds, or one below 0.
+        TypeError: an argument of another type.
+
+    `gradients` raises ValueError where a loss is no single number, or depends on no parameter.
     """
 
     def __init__(self, task: Task, seeds: Sequence[int]):
+        require_kind("Copies", "task", task, Task)
+        require_kind("Copies", "seeds", seeds, Iterable, "whole numbers, one a copy")
+        seeds = [require_count("Copies", "each of the seeds", seed, least=0) for seed in seeds]
+        if not seeds:
+            raise ValueError("Copies: needs a seed for each copy, got none")
         self.task = task
+        self._owner = type(task).__name__
         self.generators = [torch.Generator() for _ in seeds]
         starts = []
         for generator, seed in zip(self.generators, seeds, strict=True):
@@ -116,6 +130,8 @@ class Copies:
         theta_P = theta_P.detach().requires_grad_()
         params = self.layout.views(theta_P)
         loss, moved, _ = self.task.loss(params, buffers, batch, generator, True)
+        require_number(self._owner, loss)
+        require_graph(self._owner, loss)
         (grad_P,) = torch.autograd.grad(loss, theta_P)
         return loss.detach(), grad_P, moved
 
@@ -125,6 +141,7 @@ class Copies:
             losses_C, moved = torch.func.vmap(self._loss, randomness="different")(
                 theta_CP, self.buffers, batch
             )
+        require_graph(self._owner, losses_C)
         # Within vmap nothing says that it has a graph.
         self.buffers = {key: value.detach() for key, value in moved.items()}
         (grad_CP,) = torch.autograd.grad(losses_C.sum(), theta_CP)
@@ -132,6 +149,7 @@ class Copies:
 
     def _loss(self, theta_P: Tensor, buffers: Buffers, batch: Batch) -> tuple[Tensor, Buffers]:
         loss, buffers, _ = self.task.loss(self.layout.views(theta_P), buffers, batch, None, True)
+        require_number(self._owner, loss)
         return loss, buffers
 
     @torch.no_grad()
@@ -146,6 +164,7 @@ class Copies:
             counts: Counter[str] = Counter()
             for batch in self.task.test_batches():
                 loss, _, metrics = self.task.loss(params, own, batch, None, False)
+                require_number(self._owner, loss)
                 for key, value in {"loss": loss, **metrics}.items():
                     if size := self.task.test_weight(key, batch):
                         totals[key] = totals.get(key, torch.zeros_like(value)) + value * size

@@ -14,7 +14,15 @@ from torch import Tensor
 
 from stepsmith import kernels
 from stepsmith.layout import Layout
-from stepsmith.rules.base import Carry, Rule, State, Weights, statistics_dtype
+from stepsmith.rules.base import (
+    Carry,
+    Rule,
+    State,
+    Weights,
+    require_kind,
+    require_number,
+    statistics_dtype,
+)
 from stepsmith.rules.trust import Trust
 from stepsmith.rules.units import norms
 from stepsmith.unroll.holds import Holds
@@ -74,8 +82,10 @@ class RuleStepper:
                 f"RuleStepper: optimizees are trained in float32 or float64, not {theta_CP.dtype}; "
                 "make the task in one of these (LearnedOptimizer takes parameters of any)"
             )
+        require_kind("RuleStepper", "rule", rule, Rule)
         self.rule, self.layout = rule, layout
-        self.lr, self.weight_decay = lr, weight_decay
+        self.lr = require_number("RuleStepper", "lr", lr)
+        self.weight_decay = require_number("RuleStepper", "weight_decay", weight_decay, least=0)
         self.backend = backend
         self.state = self._fresh_state(theta_CP)
         kernels.require_carry(rule, carry_dtype)

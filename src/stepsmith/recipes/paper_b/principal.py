@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from stepsmith.evaluate import Key, Records
+from stepsmith.evaluate.records import contiguous
 from stepsmith.evaluate.run import (
     MakeStepper,
     add_meta_training,
@@ -84,7 +85,7 @@ def statements(updates_STK: np.ndarray) -> list[dict[str, Any]]:
         throughout where nothing moved, or to where is not finite.
     """
     found = []
-    for sizes_TK in np.abs(updates_STK):
+    for sizes_TK in contiguous(np.abs(updates_STK)):
         quarter = max(1, len(sizes_TK) // 4)
         path_TK = np.cumsum(sizes_TK, 0)
         half = [int(np.argmax(path_T >= 0.5 * path_T[-1])) + 1 for path_T in path_TK.T]
