@@ -42,8 +42,8 @@ def main() -> None:
             told.append(f"{criterion} {without:.4g} -> {with_it:.4g} ({with_it / without:.4f})")
         # Rounding aside: the two paths multiply in another order.
         changed = (abs(held - bare) > 0.01 * abs(bare)).any(1).sum()
-        print(f"{pair}, {chosen.steps} steps: {', '.join(told)}; {changed} of {len(bare)} runs differ "
-              f"by a hundredth; diverged {diverged(bare).sum()} -> {diverged(held).sum()}",
+        print(f"{pair}, {chosen.steps} steps: {', '.join(told)}; {changed} of {len(bare)} runs "
+              f"differ by a hundredth; diverged {diverged(bare).sum()} -> {diverged(held).sum()}",
               flush=True)  # fmt: skip
 
 

@@ -23,7 +23,7 @@ SGD = by_torch(lambda params: torch.optim.SGD(params, lr=0.1))
 
 
 @pytest.mark.parametrize("name", ["steps", "seeds", "tuning_seeds", "copies", "points"])
-@pytest.mark.parametrize("value", NO_COUNTS, ids=repr)
+@pytest.mark.parametrize("value", NO_COUNTS, ids=lambda given: type(given).__name__)
 def test_settings_are_counts(name, value):
     with pytest.raises((ValueError, TypeError), match=f"evaluate: {name} must be"):
         Settings(**{name: value})
@@ -86,7 +86,7 @@ def test_trainings_need_seeds(seeds):
             start()
 
 
-@pytest.mark.parametrize("value", NO_COUNTS[:-1], ids=repr)
+@pytest.mark.parametrize("value", NO_COUNTS[:-1], ids=lambda given: type(given).__name__)
 def test_trainings_count_steps_copies_and_rounds(value):
     with pytest.raises((ValueError, TypeError), match=r"train: steps must be"):
         train(Quadratic(2), SGD, [0], value, 1)

@@ -20,7 +20,7 @@ def states(count: int = 4) -> list[dict[str, torch.Tensor]]:
     return [model().state_dict() for _ in range(count)]
 
 
-@pytest.mark.parametrize("given", [None, 5, 0.5, object()], ids=repr)
+@pytest.mark.parametrize("given", [None, 5, 0.5, object()], ids=lambda given: type(given).__name__)
 def test_what_is_no_model_or_trajectory(given):
     for make in (random, from_trajectory, per_layer):
         with pytest.raises(TypeError, match=r"must be of type"):
