@@ -68,7 +68,9 @@ def place(owner: str, path: str | Path) -> Path:
             have.
     """
     if not isinstance(path, str | os.PathLike):
-        raise TypeError(f"{owner}: expected the path of a file, got {type(path).__name__}")
+        raise TypeError(
+            f"{owner}: expected the path of a file or folder, got {type(path).__name__}"
+        )
     text = os.fspath(path)
     if not isinstance(text, str) or not text or "\0" in text:
         raise ValueError(f"{owner}: {text!r} is no path; give that of a file or folder, . for here")

@@ -137,7 +137,7 @@ def test_a_folder_whose_run_was_killed_before_its_first_checkpoint_starts_again(
     assert got.fingerprint == want.fingerprint
     for learn in (meta_train, train_curriculum):
         with pytest.raises(CheckpointError, match="no such file"):
-            learn(Quadratic(3), steps=STEPS, out=tmp_path / "void", resume=True)
+            learn(Quadratic(3), steps=20 * STEPS, out=tmp_path / "void", resume=True)
     assert not (tmp_path / "void").exists()
 
 
@@ -207,7 +207,7 @@ def test_a_folder_is_one_processs_at_a_time(tmp_path, learn, resume):
         FileLock(tmp_path / ".lock"),
         pytest.raises(ValueError, match="another process is writing there"),
     ):
-        learn(Quadratic(3), steps=STEPS, out=tmp_path, resume=resume)
+        learn(Quadratic(3), steps=20 * STEPS, out=tmp_path, resume=resume)
     assert [path.name for path in tmp_path.iterdir()] == [".lock"]
 
 
@@ -369,7 +369,7 @@ def test_without_tensorboard_nothing_begins(tmp_path, monkeypatch, learn):
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setattr(builtins, "__import__", without)
     with pytest.raises(ValueError, match="TensorBoard is not installed"):
-        learn(Quadratic(3), steps=STEPS, out=tmp_path / "run", tensorboard=True)
+        learn(Quadratic(3), steps=20 * STEPS, out=tmp_path / "run", tensorboard=True)
     assert not (tmp_path / "run").exists()
 
 

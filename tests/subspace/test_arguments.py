@@ -70,7 +70,7 @@ def test_snapshots_of_no_model(tmp_path):
     for wrong in (None, 3, {"w": torch.ones(2)}):
         with pytest.raises(TypeError, match=r"Snapshots: model must be of type Module"):
             Snapshots(tmp_path, wrong)
-    with pytest.raises(TypeError, match=r"Snapshots: folder must be"):
+    with pytest.raises(TypeError, match="Snapshots: expected the path of a file"):
         Snapshots(5, model())
 
 

@@ -296,6 +296,9 @@ def meta_train(
         raise ValueError("meta_train: resume and tensorboard need out=FOLDER")
     if tensorboard:
         require_tensorboard()
+    if resume and folder is not None:
+        require_begun(folder)
+    run = Run(tasks, make_rule(rule) if isinstance(rule, str) else rule, settings)
     settings.require_a_window("meta_train")
     update = settings.unroll * settings.copies * settings.accumulate
     if settings.steps is not None and settings.steps < update:
@@ -304,9 +307,6 @@ def meta_train(
             "more than the budget of %s; it is made all the same",
             update, settings.unroll, settings.copies, settings.accumulate, settings.steps,
         )  # fmt: skip
-    if resume and folder is not None:
-        require_begun(folder)
-    run = Run(tasks, make_rule(rule) if isinstance(rule, str) else rule, settings)
     with alone("meta_train", folder):
         if folder is not None:
             if resume and can_continue(folder):
