@@ -40,8 +40,8 @@ def shown(text: str, keep: str = "") -> str:
         text: to show.
         keep: such characters that may stay.
 
-    >>> print(shown("learned \x1b[2J"))
-    learned \x1b[2J
+    >>> print(shown(f"learned {chr(27)}[2J"))
+    learned \\x1b[2J
     """
 
     def seen(found: re.Match[str]) -> str:
