@@ -265,7 +265,7 @@ def test_deployment_trusts_as_evaluation_does():
         optimizer.step()
     after = copies.layout.flatten({key: value.detach() for key, value in params.items()})
     torch.testing.assert_close(after, copies.theta[0], rtol=1e-3, atol=1e-4)
-    held = stepper._holds.held[0]
+    held = stepper.held[0]
     for name, value in vars(held).items():
         told = optimizer.param_groups[0][f"trust_{name}"]
         assert told == pytest.approx(value, rel=1e-2, abs=1e-3), name

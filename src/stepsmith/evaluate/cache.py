@@ -228,7 +228,8 @@ def decides_rule(
         return None
     told = {
         "rule": f"{cls.__module__}:{cls.__qualname__}", "config": trained.rule.config(),
-        "weights": trained.fingerprint, "code": _code("rules", "kernels", "unroll"),
+        "weights": trained.fingerprint, "trust": trained.manifest.get("trust"),
+        "code": _code("rules", "kernels", "unroll"),
     }  # fmt: skip
     return {**told, **({"optimizer": _code("optim")} if deployed else {}), **settings}
 

@@ -46,7 +46,7 @@ from stepsmith.rules import Rule
 from stepsmith.rules.base import require_count, require_kind, set_checked
 from stepsmith.rules.trust import usual_trust
 from stepsmith.tasks.base import Task
-from stepsmith.unroll import Copies, RuleStepper, Stepper, TorchStepper, roll
+from stepsmith.unroll import Copies, RuleStepper, Stepper, TorchStepper, TrustedStepper, roll
 
 TUNING_SEED = 500_000
 """Tuning optimizees take seeds from here up; tests take them from 0, validation from 1,000,000."""
@@ -358,9 +358,12 @@ def by_rule(trained: TrainedRule, *, trusted: bool = True) -> MakeStepper:
     """What makes a rule's stepper for some copies; `trusted` as far as `LearnedOptimizer` trusts
     it, else by its bare steps."""
     trust = usual_trust(trained.rule, trained.manifest) if trusted else None
-    return lambda group: RuleStepper(
-        trained.rule, trained.weights, group.theta, group.layout, trust=trust
-    )
+
+    def make(group: Copies) -> Stepper:
+        given = (trained.rule, trained.weights, group.theta, group.layout)
+        return RuleStepper(*given) if trust is None else TrustedStepper(*given, trust=trust)
+
+    return make
 
 
 def by_torch(make: cost.MakeOptimizer) -> MakeStepper:

@@ -14,13 +14,10 @@ import torch
 from torch import Tensor
 
 from stepsmith.optim.buckets import Bucket, Member
-from stepsmith.rules.trust import Held, Trust
+from stepsmith.rules.trust import Held, Trust, few
 
 OPTIONS = {f"trust_{name}": value for name, value in vars(Held()).items()}
 """`Held` as options of every parameter group, where it is saved and loaded with the rest."""
-
-SAMPLED = 2**14
-"""Coordinates of a run that slopes and sizes are told by, evenly apart."""
 
 
 @dataclass
@@ -77,7 +74,7 @@ def taken_back(
     after = 0.0
     for part in parts:
         assert part.bucket.last is not None
-        (grad_n, share), (last_n, _) = _few(part.grad_n), _few(part.bucket.last[part.span])
+        (grad_n, share), (last_n, _) = few(part.grad_n), few(part.bucket.last[part.span])
         after += share * float(torch.dot(grad_n, last_n))
     back = held.judge(trust, after * clipped)
     _note(held, groups)
@@ -111,7 +108,7 @@ def make(
     square = uphill = predicted = 0.0
     for part in parts:
         assert part.delta_n is not None
-        (grad_n, share), (delta_n, _) = _few(part.grad_n), _few(part.delta_n)
+        (grad_n, share), (delta_n, _) = few(part.grad_n), few(part.delta_n)
         told = (
             torch.dot(delta_n, delta_n), torch.dot(grad_n, delta_n),
             torch.dot(grad_n.abs(), delta_n.abs()),
@@ -151,12 +148,3 @@ def _note(held: Held, groups: Sequence[dict[str, Any]]) -> None:
     told = dict(zip(OPTIONS, vars(held).values(), strict=True))
     for group in groups:
         group.update(told)
-
-
-def _few(values_n: Tensor) -> tuple[Tensor, float]:
-    """Some of a long vector's numbers, evenly apart, and for how many each of them stands."""
-    apart = -(-len(values_n) // SAMPLED)
-    if apart <= 1:
-        return values_n, 1.0
-    few = values_n[::apart]
-    return few, len(values_n) / len(few)

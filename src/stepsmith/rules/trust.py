@@ -40,6 +40,10 @@ ROUNDS = 12
 """Of power iteration; a singular value that stands out shows after a few."""
 
 
+SAMPLED = 2**14
+"""Coordinates of a long vector that slopes and sizes are told by, evenly apart."""
+
+
 @dataclass(frozen=True)
 class Trust:
     """When a rule is held back; see the module.
@@ -191,6 +195,16 @@ class Held:
     def _doubt(self, trust: Trust) -> None:
         self.foreign = 1.0
         self.share = min(self.share, trust.start)
+
+
+def few(values_XN: Tensor) -> tuple[Tensor, float]:
+    """Some of many numbers along the last axis, evenly apart, and for how many each stands."""
+    count = values_XN.shape[-1]
+    apart = -(-count // SAMPLED)
+    if apart <= 1:
+        return values_XN, 1.0
+    some = values_XN[..., ::apart]
+    return some, count / some.shape[-1]
 
 
 def usual_trust(rule: Rule, manifest: Mapping[str, Any]) -> Trust | None:

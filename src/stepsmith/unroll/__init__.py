@@ -6,5 +6,6 @@ One function, below meta-training and evaluation alike, so that both measure the
 from stepsmith.unroll.copies import Copies
 from stepsmith.unroll.roll import Start, roll
 from stepsmith.unroll.steppers import RuleStepper, Stepper, TorchStepper
+from stepsmith.unroll.trusted import TrustedStepper
 
-__all__ = ["Copies", "RuleStepper", "Start", "Stepper", "TorchStepper", "roll"]
+__all__ = ["Copies", "RuleStepper", "Start", "Stepper", "TorchStepper", "TrustedStepper", "roll"]

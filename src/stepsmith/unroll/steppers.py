@@ -23,9 +23,7 @@ from stepsmith.rules.base import (
     require_number,
     statistics_dtype,
 )
-from stepsmith.rules.trust import Trust
 from stepsmith.rules.units import norms
-from stepsmith.unroll.holds import Holds
 
 Keep = Callable[[Tensor, Tensor | None], None]
 """Sees the features (F, N) of all N = C * P coordinates and their scale (N,) or None."""
@@ -53,8 +51,6 @@ class RuleStepper:
         weight_decay: decoupled: theta <- (1 - lr * weight_decay) theta + lr * step.
         backend: that makes the steps.
         carry_dtype: of the carry between steps, where it is not the parameters'.
-        trust: how far the rule is trusted, as in deployment; None makes its steps as they are, as
-            meta-training does, since a rule is to learn from what it does.
 
     Attributes:
         state: coordinate statistics (C, P); per-tensor ones (C, tensors), or (C, 1) where the rule
@@ -75,7 +71,6 @@ class RuleStepper:
         weight_decay: float = 0.0,
         backend: str = "auto",
         carry_dtype: torch.dtype | None = None,
-        trust: Trust | None = None,
     ):
         if statistics_dtype(theta_CP.dtype) != theta_CP.dtype:
             raise ValueError(
@@ -94,7 +89,6 @@ class RuleStepper:
         self.measures = self._fresh_measures(theta_CP)
         self.seen: Tensor | None = None
         self.gain: Tensor | None = None
-        self._holds = None if trust is None else Holds(trust, layout, len(theta_CP))
         self.load(weights, theta_CP)
 
     def load(self, weights: Weights, theta_CP: Tensor) -> None:
@@ -135,8 +129,6 @@ class RuleStepper:
 
     def restart(self, copy: int, theta_CP: Tensor) -> None:
         """Forget what one copy has seen."""
-        if self._holds is not None:
-            self._holds.restart(copy)
         for key, fresh in self._fresh_measures(theta_CP[copy : copy + 1]).items():
             self.measures[key][copy] = fresh[0]
         for key, fresh in self._fresh_state(theta_CP[copy : copy + 1]).items():
@@ -149,46 +141,21 @@ class RuleStepper:
     @torch.no_grad()
     def __call__(self, theta_CP: Tensor, grad_CP: Tensor, keep: Keep | None = None) -> None:
         """One step; `keep` sees the features and scales of a rule that couples coordinates."""
-        back = [] if self._holds is None else self._holds.judge(grad_CP)
-        memories = [self._memory(copy, theta_CP.shape[1]) for copy in back]
-        delta_CP = self._delta(theta_CP, grad_CP, keep)
-        for copy, memory in zip(back, memories, strict=True):  # it has not seen this gradient
-            for part, known in zip(
-                self._memory(copy, theta_CP.shape[1], now=True), memory, strict=True
-            ):
-                part.copy_(known)
-        if self._holds is not None:
-            if self.gain is not None:
-                delta_CP = delta_CP * self.gain[:, None]
-            delta_CP = self._holds.hold(theta_CP, grad_CP, delta_CP, self._lags(grad_CP), back)
-        if self.weight_decay:
-            theta_CP.mul_(1 - self.lr * self.weight_decay)
-        if self.gain is None or self._holds is not None:
-            theta_CP.add_(delta_CP, alpha=self.lr)
-        else:
-            theta_CP.addcmul_(delta_CP, self.gain[:, None], value=self.lr)
-
-    def _memory(self, copy: int, size: int, *, now: bool = False) -> list[Tensor]:
-        """All that one copy's rule keeps: copies of it, or (`now`) where it is kept."""
-        span = slice(copy * size, (copy + 1) * size)
-        parts = [value[copy] for value in [*self.state.values(), *self.measures.values()]]
-        parts += [value[:, span] for value in self.carry.values()]
-        return parts if now else [part.clone() for part in parts]
-
-    def _lags(self, grad_CP: Tensor) -> list[float]:
-        """By how much larger each copy's gradients are on average than these, at least 1."""
-        if self.rule.units is None:
-            return [1.0] * len(grad_CP)
-        kept = (norms(grad_CP), self.measures["running_norm"], self.measures["measured"])
-        return list(map(self.rule.units.lag, *(value.tolist() for value in kept)))
-
-    def _delta(self, theta_CP: Tensor, grad_CP: Tensor, keep: Keep | None) -> Tensor:
-        """The rule's steps, in its own units; state, carry and measures move on."""
         if self.rule.units is not None:
             self.seen, self.gain, self.measures = self.rule.units.measure(
                 norms(grad_CP), self.layout.total, self.measures
             )
             grad_CP = grad_CP * self.seen[:, None]
+        delta_CP = self._delta(theta_CP, grad_CP, keep)
+        if self.weight_decay:
+            theta_CP.mul_(1 - self.lr * self.weight_decay)
+        if self.gain is None:
+            theta_CP.add_(delta_CP, alpha=self.lr)
+        else:
+            theta_CP.addcmul_(delta_CP, self.gain[:, None], value=self.lr)
+
+    def _delta(self, theta_CP: Tensor, grad_CP: Tensor, keep: Keep | None = None) -> Tensor:
+        """The rule's steps, gradients and steps in its own units; state and carry move on."""
         if self.uncoupled:
             return self._advance(grad_CP, theta_CP, self.state, self.carry)
         return self._coupled(theta_CP, grad_CP, keep)
