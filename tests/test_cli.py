@@ -525,6 +525,7 @@ def test_unknown_options_exit_with_2(capsys):
     assert run(capsys, "train", "--colour", "red")[0] == 2
 
 
+@pytest.mark.slow
 def test_a_run_killed_again_and_again_ends_with_the_weights_of_one_left_alone(tmp_path):
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     stepsmith = [sys.executable, "-m", "stepsmith", "train"]

@@ -372,6 +372,7 @@ def test_claims_are_counted_by_seeds():
     assert {entry["seeds"] for entry in found} == {4}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("label", RULES)
 def test_the_memory_of_meta_training_is_that_of_deployment(study, label):
     [found] = memory(study, "resnet8", [label])
