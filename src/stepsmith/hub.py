@@ -16,6 +16,7 @@ from torch import Tensor
 from stepsmith import store
 from stepsmith.names import unknown
 from stepsmith.rules import Rule, Weights, rule_from_config
+from stepsmith.rules.trust import usual_trust
 from stepsmith.store import CheckpointError
 from stepsmith.version import __version__
 
@@ -192,6 +193,10 @@ class TrainedRule:
 
     def __post_init__(self):
         _require_manifest(self.manifest)
+        try:
+            usual_trust(self.rule, self.manifest)
+        except ValueError as error:
+            raise CheckpointError(f"the manifest's {error}") from None
         spare = {key: tuple(value.shape) for key, value in self.weights.items()}
         # One by one: a rule may say that it has a thousand million of them.
         for key, shape in self.rule.shapes():

@@ -240,7 +240,8 @@ class Contest:
         )
         # Kept under the rule's name: one rule may be tested under several labels.
         if schedule == CONSTANT:
-            self._test(trained.name, tasks, key, by_rule(trained), decides_rule(trained))
+            make = by_rule(trained, trusted=key.protocol != "as-published")
+            self._test(trained.name, tasks, key, make, decides_rule(trained))
         else:
             decides = decides_rule(trained, deployed=True, schedule=repr(schedule))
             self._test(trained.name, tasks, key, by_torch(deployed), decides)

@@ -94,6 +94,8 @@ class Bucket:
                 {} if units is None else units.init(1, dtype=self.dtype, device=self.device)
             )
             for param, entry in zip(params, entries, strict=True):
+                if not keeps_last:
+                    entry.pop(LAST, None)  # it would not be the last for long
                 if id(param) in known:
                     self._again.append(known[id(param)])
                     continue

@@ -23,7 +23,7 @@ from stepsmith.hub import TrainedRule, as_trained
 from stepsmith.optim.buckets import Bucket, require_gradient
 from stepsmith.optim.entries import EntryForm
 from stepsmith.optim.loading import keep_uncompiled, require_groups, within_hooks
-from stepsmith.optim.trusted import OPTIONS, Part, make, taken_back
+from stepsmith.optim.trusted import OPTIONS, Part, make, require_held, taken_back
 from stepsmith.rules.base import Rule, require_choice, statistics_dtype
 from stepsmith.rules.trust import Trust, usual_trust
 from stepsmith.rules.units import norms
@@ -141,6 +141,11 @@ class LearnedOptimizer(torch.optim.Optimizer):
         return {**super().__getstate__(), **{key: self.__dict__[key] for key in kept}}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
+        # One may have been pickled before there was trust; loading a state gives no attributes.
+        usual = {"trust": None, "rejected_steps": 0, "_clipped": 1.0, "defaults": {}}
+        state = {**usual, **self.__dict__, **state}
+        state["defaults"] = {**OPTIONS, **state["defaults"]}
+        self.trust = state["trust"]
         self._forget()
         super().__setstate__(state)
         keep_uncompiled(type(self))
@@ -159,6 +164,9 @@ class LearnedOptimizer(torch.optim.Optimizer):
         """
         if isinstance(param_group, dict):  # where not, Optimizer.add_param_group says so
             _require_options({**self.defaults, **param_group})
+            if self.param_groups:  # trust is of all groups together
+                first = self.param_groups[0]
+                param_group.update({key: first[key] for key in OPTIONS if key in first})
         super().add_param_group(param_group)
         for param in self.param_groups[-1]["params"]:
             refused = _refused(param)
@@ -248,6 +256,7 @@ class LearnedOptimizer(torch.optim.Optimizer):
     def _require_fit(self, loading: dict[str, Any]) -> None:
         for group in loading["param_groups"]:
             _require_options({**self.defaults, **group})
+            require_held(group)
         saved_ids = [key for group in loading["param_groups"] for key in group["params"]]
         params = [param for group in self.param_groups for param in group["params"]]
         # Where the groups differ in size, Optimizer.load_state_dict says so.
@@ -330,7 +339,9 @@ class LearnedOptimizer(torch.optim.Optimizer):
 
     def _advance(self, parts: list[Part], buckets: list[Bucket], clipped: float) -> None:
         """Make a step."""
+        # Of all parameters: some may have been added since.
         fresh = not any(part.run[0].steps for part in parts)
+        fresh = fresh and not any(m.steps for bucket in buckets for m in bucket.members)
         measured = self._measure(parts, buckets, clipped)
         for part in parts:
             grad_n = part.grad_n
@@ -340,8 +351,13 @@ class LearnedOptimizer(torch.optim.Optimizer):
             self._check_horizon(part.run[0].steps)
         if self.trust is not None:
             _, gain, lag = measured or (1.0, 1.0, 1.0)
-            make(self.trust, parts, self.param_groups, buckets, gain=gain, lag=lag, fresh=fresh)
+            make(
+                self.trust, parts, self.param_groups, buckets, gain=gain, lag=lag, fresh=fresh,
+                clipped=clipped,
+            )  # fmt: skip
             return
+        for group in self.param_groups:
+            group["trust_predicted"] = 0.0  # no step that is known is the last one
         for part in parts:
             assert part.delta_n is not None
             delta_n = part.delta_n * float(part.group["lr"])
@@ -349,6 +365,11 @@ class LearnedOptimizer(torch.optim.Optimizer):
                 delta_n = _times(delta_n, measured[1])
             part.decay()
             part.bucket.move(part.run, delta_n)
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """As `torch.optim.Optimizer.zero_grad`; what was clipped is forgotten too."""
+        self._clipped = 1.0
+        super().zero_grad(set_to_none)
 
     def clip_grad_norm_(self, max_norm: float, norm_type: float = 2.0) -> Tensor:
         """Clip the gradients' norm as `torch.nn.utils.clip_grad_norm_` does, and let the rule know.

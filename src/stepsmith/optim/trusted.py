@@ -6,8 +6,9 @@ Shape letters: n = coordinates of some neighbouring parameters of a bucket, flat
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any
 
 import torch
@@ -72,23 +73,25 @@ def taken_back(
     if not held.predicted:
         return False
     after = 0.0
-    for part in parts:
+    for part in parts:  # what has no gradient now says nothing
         assert part.bucket.last is not None
         (grad_n, share), (last_n, _) = few(part.grad_n), few(part.bucket.last[part.span])
         after += share * float(torch.dot(grad_n, last_n))
+    if not after:
+        return False  # none of what moved has a gradient now
     back = held.judge(trust, after * clipped)
     _note(held, groups)
     if back:
         for bucket in buckets:
             assert bucket.last is not None
-            bucket.move(bucket.members, bucket.last.neg_())
+            bucket.move(bucket.members, -bucket.last)
             bucket.last.zero_()
     return back
 
 
 def make(
     trust: Trust, parts: Sequence[Part], groups: Sequence[dict[str, Any]], buckets: list[Bucket],
-    *, gain: float, lag: float, fresh: bool,
+    *, gain: float, lag: float, fresh: bool, clipped: float,
 ) -> None:  # fmt: skip
     """Make a step, as far as the rule is trusted.
 
@@ -100,11 +103,13 @@ def make(
         gain: factor on the rule's steps.
         lag: by how much larger gradients are on average than these, at least 1.
         fresh: whether no step was made before.
+        clipped: how many times larger the gradients were before they were clipped.
     """
-    held = _held(groups)
+    held = Held() if fresh else _held(groups)
     first = not held.limit
     if first:
-        held.meet(trust, (member.param for part in parts for member in part.run), fresh=fresh)
+        params = (param for group in groups for param in group["params"] if param.requires_grad)
+        held.meet(trust, params, fresh=fresh)
     square = uphill = predicted = 0.0
     for part in parts:
         assert part.delta_n is not None
@@ -121,9 +126,8 @@ def make(
         )  # fmt: skip
     count = sum(len(part.grad_n) for part in parts)
     size = gain * math.sqrt(square / count) if count else 0.0
-    factor = held.factor(
-        trust, size, gain * uphill, abs(gain * predicted), lag=lag, first=first and fresh
-    )
+    slopes = (gain * clipped * uphill, abs(gain * clipped * predicted))
+    factor = held.factor(trust, size, *slopes, lag=lag, first=first and fresh)
     moving = {id(bucket): len(bucket.members) for bucket in buckets}
     for part in parts:
         moving[id(part.bucket)] -= len(part.run)
@@ -140,8 +144,28 @@ def make(
     _note(held, groups)
 
 
+def require_held(group: Mapping[str, Any]) -> None:
+    """Check what a loaded group says of trust.
+
+    Raises:
+        ValueError: what is no number, not finite or below zero; a share outside (0, 1].
+    """
+    for option in OPTIONS.keys() & group.keys():
+        value = group[option]
+        least = -math.inf if option == "trust_slope" else 0.0
+        sound = isinstance(value, Real) and math.isfinite(value) and value >= least
+        if not sound or (option == "trust_share" and not 0 < value <= 1):
+            raise ValueError(
+                f"LearnedOptimizer: option {option!r} of a saved group should be a finite number"
+                f"{', above 0 and at most 1' if option == 'trust_share' else ''}, is {value!r}; "
+                "the state is damaged, load another"
+            )
+
+
 def _held(groups: Sequence[dict[str, Any]]) -> Held:
-    return Held(*[groups[0][option] for option in OPTIONS])
+    # A group that was made by hand knows nothing of it.
+    known = max(groups, key=lambda group: group.get("trust_limit", 0.0))
+    return Held(*[known.get(option, usual) for option, usual in OPTIONS.items()])
 
 
 def _note(held: Held, groups: Sequence[dict[str, Any]]) -> None:

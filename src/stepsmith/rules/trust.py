@@ -34,7 +34,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from stepsmith.rules.base import Rule, require_positive
+from stepsmith.rules.base import Rule, require_number, require_positive
 
 ROUNDS = 12
 """Of power iteration; a singular value that stands out shows after a few."""
@@ -88,6 +88,8 @@ class Trust:
     def __post_init__(self):
         values = dataclasses.asdict(self)
         undershot = values.pop("undershot")
+        for name in ("decay", "downhill"):
+            require_number("Trust", name, values.pop(name), least=0, below=1)
         require_positive("Trust", **values)
         factors = (self.change, self.foreign_change, self.notable, self.grow)
         if min(factors) < 1 or not -1 <= undershot < 0:
@@ -95,8 +97,8 @@ class Trust:
                 "Trust: change, foreign_change, notable and grow must be >= 1 and undershot in "
                 f"[-1, 0), got {self!r}"
             )
-        if max(self.start, self.shrink, self.decay, self.least) > 1:
-            raise ValueError(f"Trust: start, shrink, decay and least must be <= 1, got {self!r}")
+        if max(self.start, self.shrink, self.least) > 1:
+            raise ValueError(f"Trust: start, shrink and least must be <= 1, got {self!r}")
 
 
 @dataclass
@@ -106,7 +108,7 @@ class Held:
     Attributes:
         share: of the rule's steps that is made, in (0, 1].
         slope: running mean of r.
-        limit: largest root mean square of a step, parameter units; 0 before `meet`.
+        limit: largest root mean square of a step at a rate of 1, parameter units; 0 before `meet`.
         careful: the same where the rule is not at home.
         notable: root mean square of a step below which it is not taken back.
         foreign: 1.0 where the rule is not at home, else 0.0.
@@ -144,7 +146,7 @@ class Held:
             slope_after: g' D, loss units; inf where g' is not finite.
         """
         predicted, self.predicted = self.predicted, 0.0
-        if predicted <= 0 or math.isnan(slope_after):
+        if not 0 < predicted < math.inf or math.isnan(slope_after):
             return False
         ratio = slope_after / predicted
         if ratio > trust.reject and self.size > self.notable:

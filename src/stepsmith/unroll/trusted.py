@@ -71,7 +71,10 @@ class TrustedStepper(RuleStepper):
         for copy in back:
             moved_CP[copy] = -self._last_CP[copy]
         if self.weight_decay:
-            theta_CP.mul_(1 - self.lr * self.weight_decay)
+            decays = [1 - self.lr * self.weight_decay] * len(theta_CP)
+            for copy in back:  # makes no step
+                decays[copy] = 1.0
+            theta_CP.mul_(theta_CP.new_tensor(decays)[:, None])
         theta_CP.add_(moved_CP)
         self._last_CP = moved_CP
 
