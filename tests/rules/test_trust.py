@@ -10,9 +10,10 @@ from torch import nn
 
 from stepsmith import LearnedOptimizer, TrainedRule, load, make_rule
 from stepsmith.evaluate.run import by_rule
+from stepsmith.layout import Layout
 from stepsmith.rules.trust import Held, Trust, usual_trust
 from stepsmith.tasks import Task
-from stepsmith.unroll import Copies, roll
+from stepsmith.unroll import Copies, TrustedStepper, roll
 
 BUNDLED = ("quadratic", "mlp-mnist", "mlp-mnist-1000", "convnet-mnist", "general-warmed")
 
@@ -275,3 +276,110 @@ def test_deployment_trusts_as_evaluation_does():
 def test_trust_of_another_kind_is_refused(wrong):
     with pytest.raises(TypeError, match="trust"):
         LearnedOptimizer([nn.Parameter(torch.ones(2))], "mlp-mnist", trust=wrong)
+
+
+def test_clipping_leaves_the_judgement_as_it_is():
+    """Slopes are those before clipping, both of them."""
+    torch.manual_seed(0)
+    x, slopes = torch.randn(32, 10), []
+    for largest in (1e9, 0.01):
+        torch.manual_seed(1)
+        module = nn.Linear(10, 3)
+        optimizer = LearnedOptimizer(module.parameters(), "general-warmed")
+        for _ in range(30):
+            optimizer.zero_grad()
+            (module(x) - x[:, :3]).square().mean().backward()
+            optimizer.clip_grad_norm_(largest)
+            optimizer.step()
+            slopes.append(optimizer.param_groups[0]["trust_slope"])
+        assert optimizer.rejected_steps == 0
+    assert slopes[35] == pytest.approx(slopes[5], abs=0.3)
+
+
+def test_what_was_clipped_is_forgotten_with_the_gradients():
+    param = nn.Parameter(torch.ones(2))
+    optimizer = LearnedOptimizer([param], "mlp-mnist")
+    param.grad = torch.full((2,), 100.0)
+    optimizer.clip_grad_norm_(1.0)
+    optimizer.zero_grad()
+    assert optimizer._clipped == 1
+
+
+def test_a_step_of_long_ago_is_not_taken_back():
+    param = nn.Parameter(torch.full((6,), 0.1))
+    states = [LearnedOptimizer([param], "mlp-mnist").state_dict()]
+    for trust in (True, False, True):
+        optimizer = LearnedOptimizer([param], "mlp-mnist", trust=trust)
+        optimizer.load_state_dict(states[-1])
+        if len(states) < 3:
+            feed(param, optimizer, 1.0)
+        states.append(optimizer.state_dict())
+    feed(param, optimizer, -100.0)
+    assert optimizer.rejected_steps == 0
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [("trust_share", math.nan), ("trust_share", 0.0), ("trust_share", "x"), ("trust_limit", -1.0),
+     ("trust_predicted", math.inf), ("trust_share", 2.0)],
+)  # fmt: skip
+def test_a_saved_trust_that_cannot_be_is_refused(option, value):
+    param = nn.Parameter(torch.ones(3))
+    optimizer = LearnedOptimizer([param], "mlp-mnist")
+    feed(param, optimizer, 1.0)
+    state = optimizer.state_dict()
+    state["param_groups"][0][option] = value
+    with pytest.raises(ValueError, match=option):
+        optimizer.load_state_dict(state)
+
+
+def test_groups_that_come_later_share_the_trust():
+    params = [nn.Parameter(torch.full((6,), 0.1)) for _ in range(3)]
+    optimizer = LearnedOptimizer(params[:1], "mlp-mnist")
+    feed(params[0], optimizer, 1.0)
+    feed(params[0], optimizer, -100.0)
+    share = optimizer.param_groups[0]["trust_share"]
+    optimizer.add_param_group({"params": params[1:2]})
+    optimizer.param_groups.reverse()
+    optimizer.param_groups.insert(
+        0, {"params": params[2:], "lr": 1.0, "weight_decay": 0.0, "maximize": False}
+    )
+    for param in params:
+        param.grad = torch.ones(6)
+    optimizer.step()
+    assert optimizer.param_groups[0]["trust_share"] == pytest.approx(share, rel=0.3)
+
+
+def test_a_cleared_state_starts_trust_afresh():
+    param = nn.Parameter(torch.full((6,), 0.1))
+    optimizer = LearnedOptimizer([param], "mlp-mnist")
+    feed(param, optimizer, 1.0)
+    feed(param, optimizer, -100.0)
+    assert optimizer.param_groups[0]["trust_share"] < 1
+    optimizer.state.clear()
+    feed(param, optimizer, 1.0)
+    assert optimizer.param_groups[0]["trust_share"] == 1
+
+
+def test_a_manifest_with_another_trust_is_refused_when_the_rule_is_made():
+    rule = make_rule("joined")
+    weights = rule.init(torch.Generator().manual_seed(0))
+    with pytest.raises(ValueError, match="fields of Trust"):
+        TrainedRule(rule, weights, {"trust": {"chnage": 2.0}})
+
+
+@pytest.mark.parametrize("decay", [0.0, 0.1])
+def test_weight_decay_and_rejected_steps_agree_with_evaluation(decay):
+    trained = load("mlp-mnist")
+    param = nn.Parameter(torch.full((6,), 0.1))
+    optimizer = LearnedOptimizer([param], trained, weight_decay=decay)
+    theta = torch.full((1, 6), 0.1)
+    stepper = TrustedStepper(
+        trained.rule, trained.weights, theta, Layout(("p",), ((6,),)), weight_decay=decay,
+        trust=Trust(),
+    )  # fmt: skip
+    for grad in (1.0, -100.0, 1.0, 0.5):
+        feed(param, optimizer, grad)
+        stepper(theta, torch.full((1, 6), grad))
+        torch.testing.assert_close(param.detach(), theta[0], rtol=1e-4, atol=1e-6)
+    assert optimizer.rejected_steps == 1
