@@ -153,8 +153,9 @@ def require_held(group: Mapping[str, Any]) -> None:
     for option in OPTIONS.keys() & group.keys():
         value = group[option]
         least = -math.inf if option == "trust_slope" else 0.0
-        sound = isinstance(value, Real) and math.isfinite(value) and value >= least
-        if not sound or (option == "trust_share" and not 0 < value <= 1):
+        number = float(value) if isinstance(value, Real) else math.nan
+        sound = math.isfinite(number) and number >= least
+        if not sound or (option == "trust_share" and not 0 < number <= 1):
             raise ValueError(
                 f"LearnedOptimizer: option {option!r} of a saved group should be a finite number"
                 f"{', above 0 and at most 1' if option == 'trust_share' else ''}, is {value!r}; "
