@@ -37,7 +37,9 @@ class TrustedStepper(RuleStepper):
         self.held = [Held() for _ in theta_CP]
         # In Python's numbers: they are looked at here, and few.
         self._measured = [self._unmeasured() for _ in theta_CP]
+        # The last step: the rule's own, and how much of it each copy made.
         self._last_CP = torch.zeros_like(theta_CP)
+        self._made = [0.0] * len(theta_CP)
 
     def _unmeasured(self) -> dict[str, float]:
         return dict.fromkeys(self.measures, 0.0)
@@ -52,11 +54,11 @@ class TrustedStepper(RuleStepper):
         """One step."""
         grads, share = few(grad_CP)
         after = torch.linalg.vecdot(grads, few(self._last_CP)[0]).tolist()
-        back = [
-            copy
-            for copy, (held, slope) in enumerate(zip(self.held, after, strict=True))
-            if held.judge(self.trust, share * slope if math.isfinite(slope) else math.inf)
-        ]
+        back = []
+        for copy, (held, slope) in enumerate(zip(self.held, after, strict=True)):
+            slope *= share * self._made[copy]
+            if held.judge(self.trust, slope if math.isfinite(slope) else math.inf):
+                back.append(copy)
         seen, gains, lags = self._measure(grad_CP, back)
         memories = [self._memory(copy, theta_CP.shape[1], clone=True) for copy in back]
         if seen is not None:
@@ -67,16 +69,15 @@ class TrustedStepper(RuleStepper):
             for part, known in zip(now, memory, strict=True):
                 part.copy_(known)
         amounts = self._amounts(theta_CP, grads, delta_CP, share, gains, lags, back)
-        moved_CP = delta_CP.mul_(delta_CP.new_tensor(amounts)[:, None])
         for copy in back:
-            moved_CP[copy] = -self._last_CP[copy]
+            delta_CP[copy], amounts[copy] = self._last_CP[copy], -self._made[copy]
         if self.weight_decay:
             decays = [1 - self.lr * self.weight_decay] * len(theta_CP)
             for copy in back:  # makes no step
                 decays[copy] = 1.0
             theta_CP.mul_(theta_CP.new_tensor(decays)[:, None])
-        theta_CP.add_(moved_CP)
-        self._last_CP = moved_CP
+        theta_CP.addcmul_(delta_CP, delta_CP.new_tensor(amounts)[:, None])
+        self._last_CP, self._made = delta_CP, amounts
 
     def _measure(
         self, grad_CP: Tensor, back: list[int]
